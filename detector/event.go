@@ -1,0 +1,68 @@
+package detector
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Action says what an event tells of.
+type Action uint8
+
+// The actions. All but the first two tell of the daemon itself.
+const (
+	ScanDetected   Action = iota // a source probed a trap port
+	ScanIgnored                  // the same, by a source on the ignore list
+	PacketsLost                  // the kernel or a full queue dropped what we did not see
+	DaemonStarted                // capture is running
+	DaemonStopped                // capture has ended
+	ConfigReloaded               // a new configuration is in force
+)
+
+// An Event is a probe plus everything decided about it, or a fact about the
+// daemon. Outputs receive it and must not keep a reference into it.
+type Event struct {
+	At       time.Time // arrival of the probe, or when the daemon noticed
+	Sequence uint64    // counts reported events from 1 without gaps; a gap seen later is a loss
+	Action   Action
+	Probe    Probe // the zero Probe unless Action is ScanDetected or ScanIgnored
+
+	// The outcome in PortSentry 2's four flags.
+	Ignored   Tri // the source is on the ignore list
+	Triggered Tri // the source reached the trigger
+	NoBlock   Tri // the policy does not ban for this
+	Blocked   Tri // a ban output confirmed the ban
+
+	Lost   uint64 // packets or events lost since the last such event (PacketsLost)
+	Reason string // why, in a sentence; empty when Action says it all
+}
+
+// IsProbe reports whether the event tells of a probe.
+func (e *Event) IsProbe() bool { return e.Action == ScanDetected || e.Action == ScanIgnored }
+
+// Evidence grades what a ban rests on, weakest first.
+type Evidence uint8
+
+// The levels of evidence.
+const (
+	Forgeable  Evidence = iota // packets that anyone could have sent
+	Pattern                    // several probes of one coherent kind
+	Proven                     // the source answered something we sent
+	ProvenTrap                 // and that connection was itself to a trap port
+)
+
+// A Ban says that a source stays out until a time, and why.
+type Ban struct {
+	Source   netip.Prefix // a host, or an IPv6 prefix
+	Until    time.Time    // zero: until someone lifts it
+	Evidence Evidence
+	Reason   string
+	Origin   string // who decided: "portsnare"
+}
+
+// A Decision is the engine's answer to one probe.
+type Decision struct {
+	Event  Event
+	Report bool // false: nothing to say
+	Ban    *Ban // non-nil: make this ban effective before reporting Event
+	Banner bool // a trap may answer with the banner
+}

@@ -1,0 +1,26 @@
+// Package outputs takes decisions from the engine to whoever acts on them or
+// reads them. A [Dispatcher] settles bans first and then hands the finished
+// events to every output, each with a queue of its own.
+package outputs
+
+import (
+	"context"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// An Output takes events. Deliver returns nil once the output is responsible
+// for all of them; after an error the same events come again. Events arrive in
+// order and from one goroutine at a time. The slice is the dispatcher's: an
+// output must not keep it.
+type Output interface {
+	Deliver(ctx context.Context, events []detector.Event) error
+}
+
+// A BanOutput makes bans effective. SetBans states the whole truth: at start,
+// after a restart, after a reload. ChangeBans is the cheap path in between.
+// Both return nil only if every ban is in force.
+type BanOutput interface {
+	SetBans(ctx context.Context, bans []detector.Ban) error
+	ChangeBans(ctx context.Context, add, remove []detector.Ban) error
+}
