@@ -32,6 +32,7 @@ const (
 	TechniqueXMAS               // FIN, PSH and URG
 	TechniqueOddFlags           // any other combination without ACK and RST
 	TechniqueUDP                // a datagram off the wire
+	TechniqueFragment           // a first fragment too short to show its TCP flags
 )
 
 var techniqueNames = [...]string{
@@ -43,6 +44,7 @@ var techniqueNames = [...]string{
 	TechniqueXMAS:     "XMAS",
 	TechniqueOddFlags: "odd flags",
 	TechniqueUDP:      "UDP",
+	TechniqueFragment: "fragment",
 }
 
 // String returns the technique's name, such as "SYN" or "odd flags".

@@ -1,0 +1,553 @@
+package capture
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// The decoder keeps two promises that gopacket's stock IP and TCP layers do
+// not: hostile bytes allocate nothing (the stock layers build an error text for
+// each fault and an object for each IPv6 option), and a packet is a probe
+// exactly when Linux would hand it to TCP or UDP (the stock layers refuse
+// legal two-byte IP options and malformed TCP options, which Linux accepts).
+// So gopacket's DecodingLayerParser drives layers of our own; only the VLAN
+// tag and the UDP header are decoded by the stock ones.
+
+// packet is one frame from its network header on, wherever it came from.
+type packet struct {
+	at        time.Time
+	etherType uint16 // what data starts with; VLAN tags are the decoder's job
+	data      []byte // from the network header; a capture may have cut it short
+	length    int    // bytes on the wire from the network header, at least len(data)
+	iface     string // may be empty
+	checksum  checksumState
+}
+
+// checksumState says how far a packet's checksums can be relied on.
+type checksumState uint8
+
+const (
+	checksumVerify  checksumState = iota // must be right, or the host drops the packet
+	checksumTrusted                      // the kernel vouches for it, or has yet to fill it in
+	checksumLenient                      // right, or what checksum offload leaves in a capture of sent packets
+)
+
+// dropReason says why a packet yields no probe. It is an error so that a
+// decoding layer can return it; being one byte, that allocates nothing.
+type dropReason uint8
+
+const (
+	notDropped        dropReason = iota
+	dropNotIP                    // neither IPv4 nor IPv6
+	dropOtherProtocol            // neither TCP nor UDP
+	dropFragment                 // a fragment but the first
+	dropMalformed                // a header that Linux refuses
+	dropTruncated                // the capture ends before the headers do
+	dropChecksum                 // a wrong checksum: Linux drops it unanswered
+	dropBadSource                // a source that nobody can have
+	dropReasons                  // how many there are
+)
+
+var dropReasonNames = [dropReasons]string{
+	notDropped:        "",
+	dropNotIP:         "not IP",
+	dropOtherProtocol: "other protocol",
+	dropFragment:      "fragment",
+	dropMalformed:     "malformed",
+	dropTruncated:     "truncated",
+	dropChecksum:      "checksum",
+	dropBadSource:     "bad source",
+}
+
+func (r dropReason) String() string { return dropReasonNames[r] }
+func (r dropReason) Error() string  { return dropReasonNames[r] }
+
+// decoder turns packets into probes. It reuses its memory, so it is not safe
+// for concurrent use.
+type decoder struct {
+	ip  network
+	tcp tcpLayer
+	udp udpLayer
+
+	ip4, ip6, vlan *gopacket.DecodingLayerParser
+	decoded        []gopacket.LayerType
+}
+
+func newDecoder() *decoder {
+	d := &decoder{decoded: make([]gopacket.LayerType, 0, 8)}
+	d.tcp.ip, d.udp.ip = &d.ip, &d.ip
+	container := gopacket.DecodingLayerContainer(gopacket.DecodingLayerSparse(nil))
+	for _, layer := range []gopacket.DecodingLayer{
+		&vlanLayer{ip: &d.ip}, &ipv4Layer{network: &d.ip}, &ipv6Layer{network: &d.ip}, &d.tcp, &d.udp,
+	} {
+		container = container.Put(layer)
+	}
+	parser := func(first gopacket.LayerType) *gopacket.DecodingLayerParser {
+		p := gopacket.NewDecodingLayerParser(first)
+		p.SetDecodingLayerContainer(container)
+		p.IgnoreUnsupported = true // decode sees from the last layer how far it came
+		return p
+	}
+	d.ip4 = parser(layers.LayerTypeIPv4)
+	d.ip6 = parser(layers.LayerTypeIPv6)
+	d.vlan = parser(layers.LayerTypeDot1Q)
+	return d
+}
+
+// decode returns the TCP segment or UDP datagram in pkt as a probe, whatever
+// its TCP flags, or the reason why there is none. [isProbe] tells whether it
+// can be one.
+func (d *decoder) decode(pkt *packet) (detector.Probe, dropReason) {
+	parser := d.parserFor(pkt.etherType)
+	if parser == nil {
+		return detector.Probe{}, dropNotIP
+	}
+	d.ip = network{cut: max(pkt.length-len(pkt.data), 0), checksum: pkt.checksum}
+	if err := parser.DecodeLayers(pkt.data, &d.decoded); err != nil {
+		return detector.Probe{}, reasonOf(err)
+	}
+	p := detector.Probe{
+		At:        pkt.at,
+		Header:    detector.HeaderFacts{TTL: d.ip.ttl, IPID: d.ip.id},
+		IPOptions: d.ip.options,
+		Interface: pkt.iface,
+	}
+	var sourcePort, targetPort uint16
+	switch d.lastLayer() {
+	case layers.LayerTypeTCP:
+		p.Proto = detector.TCP
+		p.Technique = d.tcp.technique()
+		p.Header.Flags, p.Header.Window, p.Header.Sequence = d.tcp.flags, d.tcp.window, d.tcp.sequence
+		sourcePort, targetPort = d.tcp.sourcePort, d.tcp.targetPort
+	case layers.LayerTypeUDP:
+		p.Proto, p.Technique = detector.UDP, detector.TechniqueUDP
+		sourcePort, targetPort = uint16(d.udp.SrcPort), uint16(d.udp.DstPort)
+	default:
+		return detector.Probe{}, d.noTransport()
+	}
+	p.Source = netip.AddrPortFrom(d.ip.source, sourcePort)
+	p.Target = netip.AddrPortFrom(d.ip.target, targetPort)
+	return p, notDropped
+}
+
+// reasonOf returns the reason that a layer gave. Layers wrap nothing, and
+// errors.As would allocate.
+func reasonOf(err error) dropReason {
+	if reason, ok := err.(dropReason); ok { //nolint:errorlint // see above
+		return reason
+	}
+	return dropMalformed // a panic in a layer, which gopacket turns into an error
+}
+
+func (d *decoder) parserFor(etherType uint16) *gopacket.DecodingLayerParser {
+	switch layers.EthernetType(etherType) {
+	case layers.EthernetTypeIPv4:
+		return d.ip4
+	case layers.EthernetTypeIPv6:
+		return d.ip6
+	case layers.EthernetTypeDot1Q, layers.EthernetTypeQinQ:
+		return d.vlan
+	}
+	return nil
+}
+
+func (d *decoder) lastLayer() gopacket.LayerType {
+	if len(d.decoded) == 0 {
+		return gopacket.LayerTypeZero
+	}
+	return d.decoded[len(d.decoded)-1]
+}
+
+// noTransport says why the layers end before a transport header.
+func (d *decoder) noTransport() dropReason {
+	switch {
+	case !d.ip.source.IsValid():
+		return dropNotIP
+	case d.ip.next != layers.IPProtocolTCP && d.ip.next != layers.IPProtocolUDP:
+		return dropOtherProtocol
+	}
+	return d.ip.short() // gopacket stops at an empty payload
+}
+
+// isProbe reports whether a decoded packet can be a probe: a datagram, or a
+// segment with neither ACK nor RST, which no established connection sends.
+func isProbe(p *detector.Probe) bool {
+	return p.Proto == detector.UDP || p.Header.Flags&(detector.ACK|detector.RST) == 0
+}
+
+// network is what both IP versions say, and what of the packet remains.
+type network struct {
+	source, target netip.Addr
+	ttl            uint8
+	id             uint16
+	options        detector.Tri
+	next           layers.IPProtocol // the transport, behind all extension headers
+	fragment       bool              // the first of several: the transport payload is not whole
+	payload        []byte            // the transport header and what follows, as captured
+	cut            int               // bytes at the end of payload that the capture left out
+	checksum       checksumState
+	vlanTags       int // seen before the IP header
+}
+
+func (n *network) LayerPayload() []byte { return n.payload }
+
+func (n *network) NextLayerType() gopacket.LayerType {
+	switch n.next {
+	case layers.IPProtocolTCP:
+		return layers.LayerTypeTCP
+	case layers.IPProtocolUDP:
+		return layers.LayerTypeUDP
+	}
+	return gopacket.LayerTypePayload
+}
+
+// short says why bytes are missing: because of the capture, or on the wire.
+func (n *network) short() dropReason {
+	if n.cut > 0 {
+		return dropTruncated
+	}
+	return dropMalformed
+}
+
+// trim cuts data, which starts at the IP header, to the total length that the
+// header states; what follows is link padding.
+func (n *network) trim(data []byte, total int) ([]byte, bool) {
+	switch {
+	case total > len(data)+n.cut:
+		return nil, false // cut short on the wire
+	case total <= len(data):
+		n.cut = 0
+		return data[:total], true
+	}
+	n.cut = total - len(data)
+	return data, true
+}
+
+type ipv4Layer struct{ *network }
+
+func (ipv4Layer) CanDecode() gopacket.LayerClass { return layers.LayerTypeIPv4 }
+
+// DecodeFromBytes refuses what Linux refuses in ip_rcv_core.
+func (l ipv4Layer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
+	const minHeader = 20
+	if len(data) < minHeader {
+		return l.short()
+	}
+	headerLen := int(data[0]&0x0f) * 4
+	total := int(binary.BigEndian.Uint16(data[2:]))
+	if data[0]>>4 != 4 || headerLen < minHeader || total < headerLen {
+		return dropMalformed
+	}
+	data, ok := l.trim(data, total)
+	if !ok {
+		return dropMalformed
+	}
+	if len(data) < headerLen {
+		return dropTruncated
+	}
+	if !l.headerChecksumOK(data[:headerLen]) {
+		return dropChecksum
+	}
+	l.options = detector.TriOf(headerLen > minHeader)
+	if !validIPv4Options(data[minHeader:headerLen]) {
+		return dropMalformed
+	}
+	if offset := binary.BigEndian.Uint16(data[6:]); offset&0x1fff != 0 {
+		return dropFragment
+	} else if offset&0x2000 != 0 {
+		l.fragment = true
+	}
+	l.id = binary.BigEndian.Uint16(data[4:])
+	l.ttl = data[8]
+	l.next = layers.IPProtocol(data[9])
+	l.source = netip.AddrFrom4([4]byte(data[12:16]))
+	l.target = netip.AddrFrom4([4]byte(data[16:20]))
+	l.payload = data[headerLen:]
+	if s := l.source; s.IsUnspecified() || s.IsMulticast() || s == broadcast4 {
+		return dropBadSource
+	}
+	return nil
+}
+
+var broadcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// headerChecksumOK verifies the header even if the kernel vouches for the
+// packet, as Linux does; a captured zero is a checksum left to the hardware.
+func (n *network) headerChecksumOK(header []byte) bool {
+	if n.checksum == checksumLenient && header[10] == 0 && header[11] == 0 {
+		return true
+	}
+	return fold(sum(0, header)) == 0xffff
+}
+
+// validIPv4Options reports whether every option lies within the header
+// (RFC 791, section 3.1). Linux drops a packet where one does not.
+func validIPv4Options(options []byte) bool {
+	const end, noOperation = 0, 1
+	for len(options) > 0 {
+		switch {
+		case options[0] == end:
+			return true
+		case options[0] == noOperation:
+			options = options[1:]
+		case len(options) < 2 || options[1] < 2 || int(options[1]) > len(options):
+			return false
+		default:
+			options = options[options[1]:]
+		}
+	}
+	return true
+}
+
+type ipv6Layer struct{ *network }
+
+func (ipv6Layer) CanDecode() gopacket.LayerClass { return layers.LayerTypeIPv6 }
+
+// DecodeFromBytes refuses what Linux refuses in ip6_rcv_core.
+func (l ipv6Layer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
+	const headerLen = 40
+	if len(data) < headerLen {
+		return l.short()
+	}
+	payloadLen := int(binary.BigEndian.Uint16(data[4:]))
+	if data[0]>>4 != 6 || payloadLen == 0 { // jumbograms are longer than any probe
+		return dropMalformed
+	}
+	data, ok := l.trim(data, headerLen+payloadLen)
+	if !ok {
+		return dropMalformed
+	}
+	l.ttl = data[7]
+	l.source = netip.AddrFrom16([16]byte(data[8:24]))
+	l.target = netip.AddrFrom16([16]byte(data[24:40]))
+	// An IPv4-mapped source on the wire would frame an IPv4 host; Linux drops
+	// it too (RFC 4942, section 2.2).
+	if s := l.source; s.IsUnspecified() || s.IsMulticast() || s.Is4In6() {
+		return dropBadSource
+	}
+	return l.walk(layers.IPProtocol(data[6]), data[headerLen:])
+}
+
+// Extension headers that gopacket has no name for.
+const (
+	protocolMobility layers.IPProtocol = 135 // RFC 6275
+	protocolHIP      layers.IPProtocol = 139 // RFC 7401
+	protocolShim6    layers.IPProtocol = 140 // RFC 5533
+)
+
+// walk goes over the extension headers to the transport header. There is no
+// limit on their number, because Linux has none: every header takes at least
+// eight of the packet's bytes, and that bounds the walk.
+func (l ipv6Layer) walk(next layers.IPProtocol, data []byte) error {
+	first := true
+	for {
+		var length int
+		switch next {
+		case layers.IPProtocolIPv6HopByHop:
+			if !first { // RFC 8200, section 4.1
+				return dropMalformed
+			}
+			fallthrough
+		case layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Destination,
+			protocolMobility, protocolHIP, protocolShim6:
+			if len(data) < 2 {
+				return l.short()
+			}
+			length = (int(data[1]) + 1) * 8 // a length field of 0 is legal and means 8 bytes
+		case layers.IPProtocolAH:
+			if len(data) < 2 {
+				return l.short()
+			}
+			length = (int(data[1]) + 2) * 4 // RFC 4302, section 2.2
+		case layers.IPProtocolIPv6Fragment:
+			length = 8 // its second byte is reserved, not a length
+			if len(data) < length {
+				return l.short()
+			}
+			field := binary.BigEndian.Uint16(data[2:])
+			if field>>3 != 0 {
+				return dropFragment
+			}
+			// With no more to follow it is an atomic fragment: a whole packet (RFC 6946).
+			l.fragment = l.fragment || field&1 != 0
+		default:
+			l.next, l.payload = next, data
+			return nil
+		}
+		if len(data) < length {
+			return l.short()
+		}
+		next, data, first = layers.IPProtocol(data[0]), data[length:], false
+	}
+}
+
+// vlanLayer is gopacket's VLAN tag, without its error texts.
+type vlanLayer struct {
+	layers.Dot1Q
+	ip *network
+}
+
+// maxVLANTags is one more than a provider's and a customer's tag (802.1ad).
+const maxVLANTags = 3
+
+func (l *vlanLayer) DecodeFromBytes(data []byte, df gopacket.DecodeFeedback) error {
+	if len(data) < 4 {
+		return l.ip.short()
+	}
+	if l.ip.vlanTags++; l.ip.vlanTags > maxVLANTags {
+		return dropMalformed
+	}
+	return l.Dot1Q.DecodeFromBytes(data, df)
+}
+
+type tcpLayer struct {
+	ip *network
+
+	sourcePort, targetPort uint16
+	sequence               uint32
+	flags                  detector.TCPFlags
+	window                 uint16
+	flagless               bool // a fragment that ends before the flags
+}
+
+func (*tcpLayer) CanDecode() gopacket.LayerClass    { return layers.LayerTypeTCP }
+func (*tcpLayer) NextLayerType() gopacket.LayerType { return gopacket.LayerTypePayload }
+func (*tcpLayer) LayerPayload() []byte              { return nil }
+
+// DecodeFromBytes refuses what Linux refuses in tcp_v4_rcv. TCP options do not
+// matter: Linux answers a SYN whatever stands in them. Of a first fragment it
+// takes what is there.
+func (l *tcpLayer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
+	const minHeader, ports, upToFlags = 20, 4, 14
+	ip := l.ip
+	*l = tcpLayer{ip: ip}
+	if len(data) < minHeader && !ip.fragment || len(data) < ports {
+		return ip.short()
+	}
+	l.sourcePort = binary.BigEndian.Uint16(data)
+	l.targetPort = binary.BigEndian.Uint16(data[2:])
+	if len(data) >= 8 {
+		l.sequence = binary.BigEndian.Uint32(data[4:])
+	}
+	if len(data) < upToFlags {
+		l.flagless = true
+		return nil
+	}
+	l.flags = detector.TCPFlags(data[13])
+	if len(data) >= 16 {
+		l.window = binary.BigEndian.Uint16(data[14:])
+	}
+	if ip.fragment {
+		return nil
+	}
+	if offset := int(data[12]>>4) * 4; offset < minHeader || offset > len(data)+ip.cut {
+		return dropMalformed
+	}
+	return ip.verify(data, data[16:18])
+}
+
+func (l *tcpLayer) technique() detector.Technique {
+	if l.flagless {
+		return detector.TechniqueFragment
+	}
+	return detector.ClassifyTCP(l.flags)
+}
+
+// udpLayer is gopacket's UDP header, without its error texts.
+type udpLayer struct {
+	layers.UDP
+	ip *network
+}
+
+// LayerPayload ends the decoding: what a datagram carries does not matter.
+func (*udpLayer) LayerPayload() []byte { return nil }
+
+// DecodeFromBytes refuses what Linux refuses in __udp4_lib_rcv and
+// __udp6_lib_rcv.
+func (l *udpLayer) DecodeFromBytes(data []byte, df gopacket.DecodeFeedback) error {
+	const header = 8
+	if len(data) < header {
+		return l.ip.short()
+	}
+	length := int(binary.BigEndian.Uint16(data[4:]))
+	if length == 0 && l.ip.source.Is6() {
+		length = len(data) + l.ip.cut
+	}
+	if length < header || length > len(data)+l.ip.cut && !l.ip.fragment {
+		return dropMalformed
+	}
+	if err := l.UDP.DecodeFromBytes(data, df); err != nil {
+		return dropMalformed
+	}
+	if l.ip.fragment {
+		return nil
+	}
+	if l.Checksum == 0 {
+		if l.ip.source.Is4() {
+			return nil // the sender computed none (RFC 768)
+		}
+		return dropChecksum // IPv6 allows that for tunnels only (RFC 8200, section 8.1)
+	}
+	if length < len(data) {
+		data = data[:length]
+	}
+	return l.ip.verify(data, data[6:8])
+}
+
+// verify checks the transport checksum over segment, in which field is the
+// checksum as sent. What cannot be checked passes.
+func (n *network) verify(segment, field []byte) error {
+	if n.checksum == checksumTrusted || n.cut > 0 {
+		return nil
+	}
+	pseudo := n.pseudoSum(len(segment))
+	if fold(sum(pseudo, segment)) == 0xffff {
+		return nil
+	}
+	if n.checksum == checksumLenient && binary.BigEndian.Uint16(field) == fold(pseudo) {
+		return nil // Linux leaves this sum for the network card to complete
+	}
+	return dropChecksum
+}
+
+// pseudoSum is the sum over the pseudo header (RFC 9293, section 3.1; RFC
+// 8200, section 8.1).
+func (n *network) pseudoSum(length int) uint64 {
+	s := uint64(n.next) + uint64(length)
+	if n.source.Is4() {
+		source, target := n.source.As4(), n.target.As4()
+		return sum(sum(s, source[:]), target[:])
+	}
+	source, target := n.source.As16(), n.target.As16()
+	return sum(sum(s, source[:]), target[:])
+}
+
+// sum adds the big-endian 16-bit words of data to s, the internet checksum
+// before folding (RFC 1071). s cannot overflow within one packet.
+func sum(s uint64, data []byte) uint64 {
+	for ; len(data) >= 4; data = data[4:] {
+		s += uint64(binary.BigEndian.Uint32(data))
+	}
+	if len(data) >= 2 {
+		s += uint64(binary.BigEndian.Uint16(data))
+		data = data[2:]
+	}
+	if len(data) == 1 {
+		s += uint64(data[0]) << 8
+	}
+	return s
+}
+
+// fold adds the carries of s into 16 bits.
+func fold(s uint64) uint16 {
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
