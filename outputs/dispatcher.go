@@ -1,0 +1,216 @@
+package outputs
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+const (
+	// queueLimit bounds the decisions and, for each output, the events that
+	// wait. It is larger than one buffer of captured packets, so that a burst
+	// on a machine of few cores is not lost here after the kernel kept it.
+	queueLimit = 1 << 16
+
+	// batchLimit is the most decisions or events handed over at once.
+	batchLimit = 256
+
+	banDeadline   = 2 * time.Second // for a ban output to confirm
+	drainDeadline = 5 * time.Second // for everything queued when Run is asked to stop
+
+	// A failing output is tried again after retryMin, doubling to retryMax.
+	retryMin, retryMax = 100 * time.Millisecond, 10 * time.Second
+)
+
+// A Dispatcher takes decisions from capture, makes bans effective, and hands
+// the finished events to every output. Capture never waits for it: what does
+// not fit into its bounded queues is dropped, oldest first, and counted.
+type Dispatcher struct {
+	log  *logrus.Entry
+	bans []BanOutput
+	out  []*lane
+
+	queue *queue[detector.Decision]
+}
+
+// Named is an output and the name that logs and counters give it.
+type Named struct {
+	Name   string
+	Output Output
+}
+
+// NewDispatcher returns a dispatcher to the given outputs. It does nothing
+// until Run.
+func NewDispatcher(log *logrus.Entry, bans []BanOutput, events []Named) *Dispatcher {
+	d := &Dispatcher{log: log, bans: bans, queue: newQueue[detector.Decision]()}
+	for _, o := range events {
+		d.out = append(d.out, &lane{
+			name: o.Name, output: o.Output, queue: newQueue[detector.Event](),
+			log: log.WithField("output", o.Name),
+		})
+	}
+	return d
+}
+
+// Submit queues a decision and returns at once. It is safe for concurrent use.
+func (d *Dispatcher) Submit(decision detector.Decision) {
+	if decision.Report {
+		d.queue.push(&decision)
+	}
+}
+
+// Stats are a dispatcher's counters since it was made.
+type Stats struct {
+	Dropped uint64      // events lost because the decision queue was full
+	Outputs []LaneStats // one for each output, in the order given
+}
+
+// LaneStats are one output's counters.
+type LaneStats struct {
+	Name      string
+	Delivered uint64 // events the output took
+	Dropped   uint64 // events lost because its queue was full, or at the stop
+	Failures  uint64 // deliveries that failed and were tried again
+}
+
+// Stats returns the counters. It is safe for concurrent use.
+func (d *Dispatcher) Stats() Stats {
+	s := Stats{Dropped: d.queue.dropped.Load()}
+	for _, l := range d.out {
+		s.Outputs = append(s.Outputs, l.stats())
+	}
+	return s
+}
+
+// Run dispatches until ctx ends, then drains what is queued for at most five
+// seconds. It returns once every output is at rest.
+func (d *Dispatcher) Run(ctx context.Context) {
+	// Outputs outlive ctx by the drain; this context ends the drain itself.
+	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainDeadline, cancel) })
+	defer stop()
+
+	var lanes sync.WaitGroup
+	for _, l := range d.out {
+		lanes.Go(func() { l.run(drain) })
+	}
+	closeQueue := context.AfterFunc(ctx, d.queue.close)
+	defer closeQueue()
+	batch := make([]detector.Decision, 0, batchLimit)
+	events := make([]detector.Event, 0, batchLimit)
+	for d.queue.pop(&batch) {
+		events = d.settle(drain, batch, events[:0])
+		for _, l := range d.out {
+			l.queue.pushAll(events)
+		}
+	}
+	for _, l := range d.out {
+		l.queue.close()
+	}
+	lanes.Wait()
+}
+
+// settle makes the bans of a batch effective and appends its finished events
+// to events.
+func (d *Dispatcher) settle(ctx context.Context, batch []detector.Decision, events []detector.Event) []detector.Event {
+	var bans []detector.Ban
+	for i := range batch {
+		if batch[i].Ban != nil {
+			bans = append(bans, *batch[i].Ban)
+		}
+	}
+	blocked := detector.TriOf(d.ban(ctx, bans))
+	for i := range batch {
+		if batch[i].Ban != nil {
+			batch[i].Event.Blocked = blocked
+		}
+		events = append(events, batch[i].Event)
+	}
+	return events
+}
+
+// ban tells every ban output at once and reports whether any confirmed.
+func (d *Dispatcher) ban(ctx context.Context, bans []detector.Ban) bool {
+	if len(bans) == 0 || len(d.bans) == 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, banDeadline)
+	defer cancel()
+	var confirmed atomic.Bool
+	var all errgroup.Group
+	for _, b := range d.bans {
+		all.Go(func() error {
+			err := b.ChangeBans(ctx, bans, nil)
+			if err == nil {
+				confirmed.Store(true)
+			}
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		d.log.WithError(err).WithField("bans", len(bans)).Error("bans not in force")
+	}
+	return confirmed.Load()
+}
+
+// A lane is one output with its queue and worker, so that a slow output
+// delays only itself.
+type lane struct {
+	name   string
+	output Output
+	queue  *queue[detector.Event]
+	log    *logrus.Entry
+
+	delivered, failures, dropped atomic.Uint64
+}
+
+func (l *lane) stats() LaneStats {
+	return LaneStats{
+		Name:      l.name,
+		Delivered: l.delivered.Load(),
+		Dropped:   l.dropped.Load() + l.queue.dropped.Load(),
+		Failures:  l.failures.Load(),
+	}
+}
+
+func (l *lane) run(ctx context.Context) {
+	batch := make([]detector.Event, 0, batchLimit)
+	for l.queue.pop(&batch) {
+		if !l.deliver(ctx, batch) {
+			l.dropped.Add(uint64(len(batch)))
+		}
+	}
+}
+
+// deliver hands over one batch, again and again until the output takes it. It
+// gives up when ctx ends, or when the dispatcher stops and the output fails:
+// what it could not take in its life it will not take in the last seconds.
+func (l *lane) deliver(ctx context.Context, batch []detector.Event) bool {
+	delay := retryMin
+	for failed := false; ctx.Err() == nil; failed = true {
+		err := l.output.Deliver(ctx, batch)
+		if err == nil {
+			if failed {
+				l.log.Info("output works again")
+			}
+			l.delivered.Add(uint64(len(batch)))
+			return true
+		}
+		l.failures.Add(1)
+		if !failed {
+			l.log.WithError(err).Error("output fails, its events wait")
+		}
+		if !l.queue.wait(ctx, delay) {
+			return false
+		}
+		delay = min(2*delay, retryMax)
+	}
+	return false
+}

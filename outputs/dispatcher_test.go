@@ -1,0 +1,255 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// fakeOutput keeps the sequence numbers it took. While broken it takes
+// nothing; while stuck it answers only when its context ends.
+type fakeOutput struct {
+	mu            sync.Mutex
+	took          []uint64
+	blocked       []detector.Tri
+	broken, stuck bool
+}
+
+func (f *fakeOutput) Deliver(ctx context.Context, events []detector.Event) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	if f.broken {
+		return errors.New("no space left")
+	}
+	for _, ev := range events {
+		f.took = append(f.took, ev.Sequence)
+		f.blocked = append(f.blocked, ev.Blocked)
+	}
+	return nil
+}
+
+func (f *fakeOutput) set(broken bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.broken = broken
+}
+
+func (f *fakeOutput) taken() []uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.took)
+}
+
+type fakeBans struct {
+	err error
+	got []detector.Ban
+}
+
+func (f *fakeBans) SetBans(context.Context, []detector.Ban) error { return f.err }
+
+func (f *fakeBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) error {
+	f.got = append(f.got, add...)
+	if errors.Is(f.err, context.DeadlineExceeded) {
+		<-ctx.Done() // never answers in time
+		return ctx.Err()
+	}
+	return f.err
+}
+
+func quiet() *logrus.Entry {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	return logrus.NewEntry(log)
+}
+
+func decision(sequence uint64) detector.Decision {
+	return detector.Decision{Report: true, Event: detector.Event{Sequence: sequence}}
+}
+
+func sequences(first, last uint64) []uint64 {
+	var s []uint64
+	for n := first; n <= last; n++ {
+		s = append(s, n)
+	}
+	return s
+}
+
+// start runs d until the returned function is called, which waits for its end.
+func start(t *testing.T, d *Dispatcher) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { d.Run(ctx); close(done) }()
+	return func() { cancel(); <-done }
+}
+
+func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := new(fakeOutput), new(fakeOutput)
+		d := NewDispatcher(quiet(), nil, []Named{{"a", a}, {"b", b}})
+		stop := start(t, d)
+		for n := range uint64(1000) {
+			d.Submit(decision(n + 1))
+		}
+		d.Submit(detector.Decision{Event: detector.Event{Sequence: 9999}}) // not to be reported
+		stop()
+		for name, o := range map[string]*fakeOutput{"a": a, "b": b} {
+			if diff := cmp.Diff(sequences(1, 1000), o.taken()); diff != "" {
+				t.Errorf("output %s: (-want +got)\n%s", name, diff)
+			}
+		}
+		want := Stats{Outputs: []LaneStats{{Name: "a", Delivered: 1000}, {Name: "b", Delivered: 1000}}}
+		if diff := cmp.Diff(want, d.Stats()); diff != "" {
+			t.Errorf("stats: (-want +got)\n%s", diff)
+		}
+	})
+}
+
+func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logger, hook := test.NewNullLogger()
+		bad, good := &fakeOutput{broken: true}, new(fakeOutput)
+		d := NewDispatcher(logrus.NewEntry(logger), nil, []Named{{"bad", bad}, {"good", good}})
+		stop := start(t, d)
+		d.Submit(decision(1))
+		time.Sleep(time.Minute) // of the bubble's clock: many retries
+		synctest.Wait()
+		if got := good.taken(); !slices.Equal(got, []uint64{1}) {
+			t.Errorf("the working output took %v, want event 1", got)
+		}
+		if got := len(hook.AllEntries()); got != 1 {
+			t.Errorf("logged %d lines about one failing output, want 1", got)
+		}
+		bad.set(false)
+		d.Submit(decision(2))
+		time.Sleep(retryMax)
+		synctest.Wait()
+		if got := bad.taken(); !slices.Equal(got, []uint64{1, 2}) {
+			t.Errorf("the mended output took %v, want events 1 and 2 in order", got)
+		}
+		stop()
+	})
+}
+
+func TestDispatcherDropsTheOldestAndCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := new(fakeOutput)
+		d := NewDispatcher(quiet(), nil, []Named{{"o", o}})
+		const extra = 10
+		for n := range uint64(queueLimit + extra) { // nobody takes them yet
+			d.Submit(decision(n + 1))
+		}
+		start(t, d)()
+		if got := d.Stats().Dropped; got != extra {
+			t.Errorf("dropped %d, want %d", got, extra)
+		}
+		if diff := cmp.Diff(sequences(extra+1, queueLimit+extra), o.taken()); diff != "" {
+			t.Error("the oldest events should have gone")
+		}
+	})
+}
+
+func TestDispatcherStopsInBoundedTime(t *testing.T) {
+	tests := map[string]struct {
+		output *fakeOutput
+		within time.Duration
+	}{
+		"failing output": {&fakeOutput{broken: true}, 0},
+		"stuck output":   {&fakeOutput{stuck: true}, drainDeadline},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := NewDispatcher(quiet(), nil, []Named{{"o", test.output}})
+				stop := start(t, d)
+				for n := range uint64(1000) {
+					d.Submit(decision(n + 1))
+				}
+				synctest.Wait()
+				began := time.Now()
+				stop()
+				if took := time.Since(began); took > test.within {
+					t.Errorf("the stop took %v, want at most %v", took, test.within)
+				}
+				if got := d.Stats().Outputs[0].Dropped; got != 1000 {
+					t.Errorf("counted %d events as lost, want 1000", got)
+				}
+			})
+		})
+	}
+}
+
+func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
+	source := netip.MustParsePrefix("192.0.2.7/32")
+	tests := map[string]struct {
+		outputs []*fakeBans
+		want    detector.Tri
+	}{
+		"no ban output":     {nil, detector.False},
+		"confirmed":         {[]*fakeBans{{}}, detector.True},
+		"refused":           {[]*fakeBans{{err: errors.New("no such table")}}, detector.False},
+		"no answer in time": {[]*fakeBans{{err: context.DeadlineExceeded}}, detector.False},
+		"one of two":        {[]*fakeBans{{err: errors.New("refused")}, {}}, detector.True},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var bans []BanOutput
+				for _, b := range test.outputs {
+					bans = append(bans, b)
+				}
+				o := new(fakeOutput)
+				d := NewDispatcher(quiet(), bans, []Named{{"o", o}})
+				stop := start(t, d)
+				with := decision(1)
+				with.Ban = &detector.Ban{Source: source}
+				d.Submit(with)
+				d.Submit(decision(2))
+				stop()
+				if got := fmt.Sprint(o.blocked); got != fmt.Sprintf("[%v unset]", test.want) {
+					t.Errorf("blocked flags %v, want [%v unset]", got, test.want)
+				}
+				for i, b := range test.outputs {
+					if len(b.got) != 1 || b.got[0].Source != source {
+						t.Errorf("ban output %d was told %v, want the one ban", i, b.got)
+					}
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkDispatch(b *testing.B) {
+	d := NewDispatcher(quiet(), nil, []Named{{"o", discard{}}})
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan struct{})
+	go func() { d.Run(ctx); close(done) }()
+	dec := decision(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		d.Submit(dec)
+	}
+	cancel()
+	<-done
+}
+
+type discard struct{}
+
+func (discard) Deliver(context.Context, []detector.Event) error { return nil }
