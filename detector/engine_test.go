@@ -1,0 +1,205 @@
+package detector
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var at = time.Date(2026, 11, 22, 7, 44, 33, 659_000_000, time.UTC)
+
+func probe(source, target string) Probe {
+	return Probe{
+		At: at, Source: netip.MustParseAddrPort(source), Target: netip.MustParseAddrPort(target),
+		Proto: TCP, Technique: TechniqueSYN, Header: HeaderFacts{Flags: SYN}, IPOptions: False,
+	}
+}
+
+func trapPolicy() Policy {
+	return Policy{
+		TCPPorts: NewPortSet(PortRange{11, 11}),
+		UDPPorts: NewPortSet(PortRange{7, 7}),
+	}
+}
+
+// outcome is a decision in one line: PortSentry's four flags, or silence.
+func outcome(d Decision) string {
+	if !d.Report {
+		return "silent"
+	}
+	ev := d.Event
+	s := fmt.Sprintf("ignored %v, triggered %v, noblock %v, blocked %v", ev.Ignored, ev.Triggered, ev.NoBlock, ev.Blocked)
+	if d.Ban != nil {
+		s += fmt.Sprintf(", ban %v", d.Ban.Source)
+	}
+	return s
+}
+
+func TestObserveInPortSentrysOrder(t *testing.T) {
+	const (
+		logOnly = "ignored false, triggered true, noblock true, blocked false"
+		ignored = "ignored true, triggered unset, noblock unset, blocked unset"
+		below   = "ignored false, triggered false, noblock unset, blocked unset"
+		local   = "ignored true, triggered true, noblock true, blocked false"
+		banned  = "ignored false, triggered true, noblock false, blocked false, ban 192.0.2.1/32"
+	)
+	inUse := func(proto Proto, target netip.AddrPort) bool {
+		return proto == TCP && target == netip.MustParseAddrPort("198.51.100.1:11")
+	}
+	everyone := NewPrefixSet(netip.MustParsePrefix("0.0.0.0/0"))
+	tests := map[string]struct {
+		policy func(*Policy)
+		probe  Probe
+		want   string
+	}{
+		"listed port":        {probe: probe("192.0.2.1:40000", "198.51.100.1:11"), want: logOnly},
+		"unlisted port":      {probe: probe("192.0.2.1:40000", "198.51.100.1:12"), want: "silent"},
+		"port of UDP only":   {probe: probe("192.0.2.1:40000", "198.51.100.1:7"), want: "silent"},
+		"service":            {func(p *Policy) { p.InUse = inUse }, probe("192.0.2.1:40000", "198.51.100.1:11"), "silent"},
+		"service elsewhere":  {func(p *Policy) { p.InUse = inUse }, probe("192.0.2.1:40000", "198.51.100.2:11"), logOnly},
+		"ignored":            {func(p *Policy) { p.Ignore = everyone }, probe("192.0.2.1:40000", "198.51.100.1:11"), ignored},
+		"below the trigger":  {func(p *Policy) { p.Trigger = 2 }, probe("192.0.2.1:40000", "198.51.100.1:11"), below},
+		"own address":        {probe: probe("198.51.100.1:40000", "198.51.100.1:11"), want: local},
+		"own address, asked": {func(p *Policy) { p.SkipLocalCheck = true }, probe("198.51.100.1:40000", "198.51.100.1:11"), logOnly},
+		"ban":                {func(p *Policy) { p.BanTCP = true }, probe("192.0.2.1:40000", "198.51.100.1:11"), banned},
+		"ban of UDP only":    {func(p *Policy) { p.BanUDP = true }, probe("192.0.2.1:40000", "198.51.100.1:11"), logOnly},
+
+		"a service comes before the ignore list": {
+			func(p *Policy) { p.InUse, p.Ignore = inUse, everyone }, probe("192.0.2.1:40000", "198.51.100.1:11"), "silent",
+		},
+		"the ignore list comes before the trigger": {
+			func(p *Policy) { p.Ignore, p.Trigger = everyone, 9 }, probe("192.0.2.1:40000", "198.51.100.1:11"), ignored,
+		},
+		"the trigger comes before the own address": {
+			func(p *Policy) { p.Trigger = 2 }, probe("198.51.100.1:40000", "198.51.100.1:11"), below,
+		},
+		"an own address is never banned": {
+			func(p *Policy) { p.BanTCP = true }, probe("198.51.100.1:40000", "198.51.100.1:11"), local,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			policy := trapPolicy()
+			if test.policy != nil {
+				test.policy(&policy)
+			}
+			if got := outcome(New(policy).Observe(test.probe)); got != test.want {
+				t.Errorf("Observe(%v -> %v) = %s, want %s", test.probe.Source, test.probe.Target, got, test.want)
+			}
+		})
+	}
+}
+
+func TestEventCarriesTheProbeAndASequenceWithoutGaps(t *testing.T) {
+	e := New(trapPolicy())
+	silent, reported := probe("192.0.2.1:40000", "198.51.100.1:12"), probe("192.0.2.1:40000", "198.51.100.1:11")
+	for n := range uint64(3) {
+		e.Observe(silent)
+		ev := e.Observe(reported).Event
+		if ev.Sequence != n+1 || ev.Probe != reported || ev.At != at || ev.Action != ScanDetected {
+			t.Errorf("event %d = %+v", n+1, ev)
+		}
+	}
+	if got := e.Note(Event{Action: DaemonStopped}).Sequence; got != 4 {
+		t.Errorf("Note gave sequence %d, want 4", got)
+	}
+	want := Stats{Probes: 6, Reported: 3, Unwatched: 3}
+	if diff := cmp.Diff(want, e.Stats()); diff != "" {
+		t.Errorf("stats: (-want +got)\n%s", diff)
+	}
+}
+
+// PortSentry 2.0.7 counts packets over both protocols, and from the Nth on
+// every one triggers.
+func TestTriggerCountsPacketsOfBothProtocols(t *testing.T) {
+	for trigger, want := range map[int][]Tri{
+		0: {True, True, True, True},
+		1: {True, True, True, True},
+		2: {False, True, True, True},
+		4: {False, False, False, True},
+	} {
+		policy := trapPolicy()
+		policy.Trigger = trigger
+		e := New(policy)
+		var got []Tri
+		for i := range 4 {
+			p := probe("192.0.2.1:40000", "198.51.100.1:11")
+			if i%2 == 1 {
+				p = probe("192.0.2.1:40000", "198.51.100.1:7")
+				p.Proto, p.Technique = UDP, TechniqueUDP
+			}
+			got = append(got, e.Observe(p).Event.Triggered)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("trigger %d: (-want +got)\n%s", trigger, diff)
+		}
+	}
+}
+
+// Fifty forged sources between two probes defeat PortSentry 1.2's trigger.
+// Here a source seen twice keeps its count through a flood.
+func TestTriggerSurvivesAFloodOfForgedSources(t *testing.T) {
+	policy := trapPolicy()
+	policy.Trigger, policy.MaxSources = 3, 100
+	e := New(policy)
+	scanner := probe("192.0.2.1:40000", "198.51.100.1:11")
+	e.Observe(scanner)
+	e.Observe(scanner)
+	for n := range 100_000 {
+		forged := scanner
+		forged.Source = netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, byte(n >> 16), byte(n >> 8), byte(n)}), 1)
+		e.Observe(forged)
+	}
+	if got := e.Observe(scanner).Event.Triggered; got != True {
+		t.Errorf("third probe after a flood: triggered %v, want true", got)
+	}
+	stats := e.Stats()
+	if stats.Sources > 100 || stats.SourcesForgotten < 99_000 {
+		t.Errorf("%d sources kept and %d forgotten, want at most 100 kept and the rest counted", stats.Sources, stats.SourcesForgotten)
+	}
+}
+
+func TestSetPolicyKeepsCounts(t *testing.T) {
+	policy := trapPolicy()
+	policy.Trigger = 2
+	e := New(policy)
+	p := probe("192.0.2.1:40000", "198.51.100.1:11")
+	e.Observe(p)
+	policy.TCPPorts = NewPortSet(PortRange{1, 100})
+	e.SetPolicy(policy)
+	if got := e.Observe(p).Event.Triggered; got != True {
+		t.Errorf("second probe after a new policy: triggered %v, want true", got)
+	}
+}
+
+func TestObserveAllocatesNothing(t *testing.T) {
+	policy := trapPolicy()
+	policy.Trigger = 1 << 30
+	policy.Ignore = NewPrefixSet(netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32"))
+	policy.InUse = func(Proto, netip.AddrPort) bool { return false }
+	e := New(policy)
+	known := probe("192.0.2.1:40000", "198.51.100.1:11")
+	e.Observe(known)
+	if n := testing.AllocsPerRun(1000, func() { e.Observe(known) }); n != 0 {
+		t.Errorf("Observe of a known source allocates %v times, want 0", n)
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	for name, trigger := range map[string]int{"first probe": 0, "counting": 1 << 30} {
+		b.Run(name, func(b *testing.B) {
+			policy := trapPolicy()
+			policy.Trigger = trigger
+			policy.InUse = func(Proto, netip.AddrPort) bool { return false }
+			e := New(policy)
+			p := probe("192.0.2.1:40000", "198.51.100.1:11")
+			b.ReportAllocs()
+			for b.Loop() {
+				e.Observe(p)
+			}
+		})
+	}
+}
