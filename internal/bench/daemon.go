@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	historyFile = runDir + "/history.log"
+	configFile  = runDir + "/portsnare.toml"
+	stderrFile  = runDir + "/stderr"
+
+	readyText    = "portsnare is active"
+	readyTimeout = 10 * time.Second
+	stopTimeout  = 15 * time.Second
+	pollInterval = 10 * time.Millisecond
+)
+
+// config watches the trap port and writes PortSentry's line for each probe.
+var config = fmt.Sprintf(`mode = "stealth"
+interfaces = ["all"]
+[detect]
+tcp_ports = "%d"
+service_check = true
+[log]
+stdout = false
+history = %q
+`, trapPort, historyFile)
+
+// A daemon is the detector under test, running on the target host.
+type daemon struct {
+	cmd    *exec.Cmd
+	exited chan error // gets cmd.Wait's answer
+}
+
+// startDaemon starts the detector on one core and returns when it is ready.
+func startDaemon(ctx context.Context, path string, core int) (*daemon, error) {
+	if err := os.WriteFile(configFile, []byte(config), 0o644); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(historyFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	stderr, err := os.Create(stderrFile)
+	if err != nil {
+		return nil, err
+	}
+	defer stderr.Close()
+
+	d := &daemon{cmd: exec.Command(path, "-c", configFile), exited: make(chan error, 1)}
+	d.cmd.Stderr = stderr
+	d.cmd.Dir = runDir
+	err = onThread(func() error {
+		if err := pin(core); err != nil {
+			return err
+		}
+		return d.cmd.Start()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting the daemon: %w", err)
+	}
+	go func() { d.exited <- d.cmd.Wait() }()
+	if err := d.waitReady(ctx); err != nil {
+		d.kill()
+		return nil, err
+	}
+	return d, nil
+}
+
+// waitReady returns when the daemon says that it is ready.
+func (d *daemon) waitReady(ctx context.Context) error {
+	deadline := time.After(readyTimeout)
+	for {
+		select {
+		case err := <-d.exited:
+			d.exited <- err
+			return fmt.Errorf("the daemon ended at start: %w", d.failure(err))
+		case <-deadline:
+			return fmt.Errorf("the daemon did not say %q within %v: %s", readyText, readyTimeout, stderrTail())
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pollInterval):
+			if text, err := os.ReadFile(stderrFile); err == nil && bytes.Contains(text, []byte(readyText)) {
+				return nil
+			}
+		}
+	}
+}
+
+// stop asks the daemon to end and waits until it has.
+func (d *daemon) stop() error {
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stopping the daemon: %w", err)
+	}
+	select {
+	case err := <-d.exited:
+		if err != nil {
+			return fmt.Errorf("stopping the daemon: %w", d.failure(err))
+		}
+		return nil
+	case <-time.After(stopTimeout):
+		d.kill()
+		return fmt.Errorf("the daemon did not end within %v of SIGTERM", stopTimeout)
+	}
+}
+
+// kill ends the daemon at once. It may have ended already.
+func (d *daemon) kill() {
+	_ = d.cmd.Process.Kill()
+	<-d.exited
+}
+
+// failure says how the daemon ended and what it said last.
+func (d *daemon) failure(err error) error {
+	if err == nil {
+		err = errors.New("exit status 0")
+	}
+	return fmt.Errorf("%w: %s", err, stderrTail())
+}
+
+// cpu returns the processor time that the daemon has used.
+func (d *daemon) cpu() (time.Duration, error) {
+	// The clock of another process's time, threads that ended included: see
+	// clock_getcpuclockid(3).
+	const cpuclockSched = 2
+	clock := int32(^d.cmd.Process.Pid<<3 | cpuclockSched)
+	var t unix.Timespec
+	if err := unix.ClockGettime(clock, &t); err != nil {
+		return 0, fmt.Errorf("reading the daemon's processor time: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
+// peakMemory returns the most memory that the daemon has held resident, in
+// bytes, its packet rings included.
+func (d *daemon) peakMemory() (int64, error) {
+	name := filepath.Join("/proc", strconv.Itoa(d.cmd.Process.Pid), "status")
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			var kilobytes int64
+			if _, err := fmt.Sscan(value, &kilobytes); err != nil {
+				return 0, fmt.Errorf("%s: VmHWM %q: %w", name, value, err)
+			}
+			return kilobytes << 10, nil
+		}
+	}
+	return 0, fmt.Errorf("%s: no VmHWM", name)
+}
+
+// stderrTail returns the end of what the daemon has said.
+func stderrTail() string {
+	const most = 2000
+	text, err := os.ReadFile(stderrFile)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(text[max(0, len(text)-most):]))
+}
+
+// dropsField matches the kernel's count of lost packets in what the daemon says
+// when it stops.
+var dropsField = regexp.MustCompile(`\bkernel_drops=(\d+)`)
+
+// kernelDrops returns the packets that the kernel dropped before the daemon
+// could read them, or nil if the daemon did not say.
+func kernelDrops() *uint64 {
+	match := dropsField.FindStringSubmatch(stderrTail())
+	if match == nil {
+		return nil
+	}
+	n, err := strconv.ParseUint(match[1], 10, 64)
+	if err != nil {
+		return nil
+	}
+	return &n
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// A report is the outcome of all measurements.
+type report struct {
+	Machine string         `json:"machine"`
+	Cores   cores          `json:"cores"`
+	Rates   []*measurement `json:"rates"`
+}
+
+func newReport(c cores) *report {
+	return &report{Machine: machine(), Cores: c}
+}
+
+// machine describes where the figures come from.
+func machine() string {
+	kernel := "unknown kernel"
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		kernel = "Linux " + unix.ByteSliceToString(u.Release[:])
+	}
+	return fmt.Sprintf("%s, %s, %d cores, %s", kernel, runtime.GOARCH, runtime.NumCPU(), runtime.Version())
+}
+
+func (r *report) writeJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// writeTable writes the report in Markdown.
+func (r *report) writeTable(w io.Writer) error {
+	_, err := fmt.Fprintf(w, "%s; generator and receiving kernel on core %d, daemon on core %d\n\n"+
+		"| rate | reached/s | sources | logged | logged %% | other lines | CPU s per 1 M sent | CPU s per 1 M logged | peak memory MiB | kernel drops | last line after s |\n"+
+		"|---|---|---|---|---|---|---|---|---|---|---|\n",
+		r.Machine, r.Cores.Generator, r.Cores.Daemon)
+	if err != nil {
+		return err
+	}
+	for _, m := range r.Rates {
+		h := m.History
+		_, err := fmt.Fprintf(w, "| %s | %.0f | %d | %d | %s | %d | %s | %s | %.1f | %s | %.2f |\n",
+			m.Rate, float64(m.Sent)/m.Seconds, m.Sent, h.Sources, percent(h.Sources, m.Sent),
+			h.Duplicates+h.Strangers+h.Malformed,
+			perMillion(m.CPUSeconds, m.Sent), perMillion(m.CPUSeconds, h.Sources),
+			float64(m.PeakMemory)/(1<<20), drops(m.KernelDrops), m.LagSeconds)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// percent never rounds up to 100: that stands for all.
+func percent(part, whole int) string {
+	if part == whole {
+		return "100"
+	}
+	return fmt.Sprintf("%.2f", float64(part*10_000/whole)/100)
+}
+
+func perMillion(seconds float64, n int) string {
+	if n == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", seconds/float64(n)*1e6)
+}
+
+func drops(n *uint64) string {
+	if n == nil {
+		return "not said"
+	}
+	return strconv.FormatUint(*n, 10)
+}
