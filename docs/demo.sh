@@ -42,6 +42,12 @@ for host in scanner target; do
 	number=2
 done
 
+fail() {
+	echo "demo: $1; the log:" >&2
+	cat /run/log >&2
+	exit 1
+}
+
 wait_for() { # FILE LINES PATTERN: up to 5 s for so many lines that match
 	for _ in {1..100}; do
 		if [[ $(grep -c -- "$3" "$1") -ge $2 ]]; then
@@ -49,14 +55,12 @@ wait_for() { # FILE LINES PATTERN: up to 5 s for so many lines that match
 		fi
 		sleep 0.05
 	done
-	echo "demo: Portsnare did not say what it should have" >&2
-	cat /run/log >&2
-	exit 1
+	fail "no line '$3'"
 }
 
 said=0
 scan() { # LINES NMAP-ARGUMENT...: scans, then shows what Portsnare says, LINES lines
-	printf '\n$ nmap %s\n' "${*:2}"
+	printf '\n$ nmap -n -Pn %s\n' "${*:2}"
 	on scanner nmap -n -Pn "${@:2}" | sed -n 's/^[0-9]/   &/p'
 	wait_for /run/lines $((said + $1)) 'Scan from'
 	echo "Portsnare says:"
@@ -68,8 +72,12 @@ scan() { # LINES NMAP-ARGUMENT...: scans, then shows what Portsnare says, LINES 
 }
 
 touch /run/lines /run/log
-on target perl -MIO::Socket::INET -e 'IO::Socket::INET->new(LocalPort => 1080, Listen => 9) or die; sleep' &
-on target bin/portsnared >/run/lines 2>/run/log &
+on target perl -MIO::Socket::INET -e '
+	$socket = IO::Socket::INET->new(LocalPort => 1080, Listen => 9) or die;
+	print STDERR "SOCKS server is up\n";
+	sleep' 2>>/run/log &
+wait_for /run/log 1 'SOCKS server is up'
+on target bin/portsnared >/run/lines 2>>/run/log &
 daemon=$!
 wait_for /run/log 1 'is active'
 
@@ -83,3 +91,6 @@ scan 0 -sS -p 443,1080 192.0.2.2
 
 kill "$daemon"
 wait "$daemon"
+if [[ $(grep -c 'Scan from' /run/lines) -ne $said ]]; then
+	fail "Portsnare said more after that"
+fi
