@@ -42,7 +42,8 @@ history = %q
 // A daemon is the detector under test, running on the target host.
 type daemon struct {
 	cmd    *exec.Cmd
-	exited chan error // gets cmd.Wait's answer
+	exited chan struct{} // closed when the process has ended
+	end    error         // cmd.Wait's answer; read only after exited is closed
 }
 
 // startDaemon starts the detector on one core and returns when it is ready.
@@ -59,7 +60,7 @@ func startDaemon(ctx context.Context, path string, core int) (*daemon, error) {
 	}
 	defer stderr.Close()
 
-	d := &daemon{cmd: exec.Command(path, "-c", configFile), exited: make(chan error, 1)}
+	d := &daemon{cmd: exec.Command(path, "-c", configFile), exited: make(chan struct{})}
 	d.cmd.Stderr = stderr
 	d.cmd.Dir = runDir
 	err = onThread(func() error {
@@ -71,7 +72,10 @@ func startDaemon(ctx context.Context, path string, core int) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting the daemon: %w", err)
 	}
-	go func() { d.exited <- d.cmd.Wait() }()
+	go func() {
+		d.end = d.cmd.Wait()
+		close(d.exited)
+	}()
 	if err := d.waitReady(ctx); err != nil {
 		d.kill()
 		return nil, err
@@ -84,9 +88,8 @@ func (d *daemon) waitReady(ctx context.Context) error {
 	deadline := time.After(readyTimeout)
 	for {
 		select {
-		case err := <-d.exited:
-			d.exited <- err
-			return fmt.Errorf("the daemon ended at start: %w", d.failure(err))
+		case <-d.exited:
+			return fmt.Errorf("the daemon ended at start: %w", d.failure())
 		case <-deadline:
 			return fmt.Errorf("the daemon did not say %q within %v: %s", readyText, readyTimeout, stderrTail())
 		case <-ctx.Done():
@@ -105,9 +108,9 @@ func (d *daemon) stop() error {
 		return fmt.Errorf("stopping the daemon: %w", err)
 	}
 	select {
-	case err := <-d.exited:
-		if err != nil {
-			return fmt.Errorf("stopping the daemon: %w", d.failure(err))
+	case <-d.exited:
+		if d.end != nil {
+			return fmt.Errorf("stopping the daemon: %w", d.failure())
 		}
 		return nil
 	case <-time.After(stopTimeout):
@@ -122,12 +125,13 @@ func (d *daemon) kill() {
 	<-d.exited
 }
 
-// failure says how the daemon ended and what it said last.
-func (d *daemon) failure(err error) error {
-	if err == nil {
-		err = errors.New("exit status 0")
+// failure says how the daemon, which has exited, ended and what it said last.
+func (d *daemon) failure() error {
+	how := "exit status 0"
+	if d.end != nil {
+		how = d.end.Error()
 	}
-	return fmt.Errorf("%w: %s", err, stderrTail())
+	return fmt.Errorf("%s: %s", how, stderrTail())
 }
 
 // cpu returns the processor time that the daemon has used.

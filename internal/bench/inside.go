@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,8 +40,16 @@ func reexec(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("making namespaces (this needs root): %w", err)
 	}
-	return cmd.Wait()
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 1 {
+		return errReported
+	}
+	return err
 }
+
+// errReported means that the process inside has said what went wrong.
+var errReported = errors.New("reported by the process inside")
 
 // runDir is where the detector's files go: in memory, so that no disk is
 // measured.

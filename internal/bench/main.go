@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -26,17 +25,15 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	err := run(ctx, os.Args, os.Stdout, os.Stderr)
-	var outer *exec.ExitError
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-	case errors.As(err, &outer):
-		os.Exit(1) // the process inside has said why
-	default:
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+	stop()
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
 	}
+	if !errors.Is(err, errReported) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
+	os.Exit(1)
 }
 
 // options is what the command line asks for.
@@ -56,6 +53,11 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	o := &options{rates: rateList{1_000, 10_000, 100_000, unpaced}}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprint(stderr, "Usage: go run ./internal/bench [flags], as root\n\n"+
+			"Measures how many forged sources a detector reports at rising rates, and what that costs.\n\n")
+		flags.PrintDefaults()
+	}
 	flags.StringVar(&o.daemon, "daemon", "bin/portsnared", "the `PATH` of the detector to measure")
 	flags.Var(&o.rates, "rates", "probes per second, a comma-separated `LIST`; max is as fast as possible")
 	flags.IntVar(&o.sources, "sources", 2_500_000, "at most `N` distinct sources at each rate, one probe each")
@@ -167,6 +169,9 @@ func measureAll(ctx context.Context, o *options, stderr io.Writer) (*report, err
 		m, err := b.measure(ctx, rate, n)
 		if err != nil {
 			return nil, fmt.Errorf("rate %s: %w", rateName(rate), err)
+		}
+		if m.Received < uint64(m.Sent) {
+			fmt.Fprintf(stderr, "bench: only %d of %d probes arrived\n", m.Received, m.Sent)
 		}
 		rep.Rates = append(rep.Rates, m)
 	}

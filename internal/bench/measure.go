@@ -106,9 +106,8 @@ func waitQuiet(ctx context.Context, d *daemon) error {
 	quietSince, size := time.Now(), int64(-1)
 	for time.Since(quietSince) < quietTime && time.Now().Before(deadline) {
 		select {
-		case err := <-d.exited:
-			d.exited <- err
-			return fmt.Errorf("the daemon ended: %w", d.failure(err))
+		case <-d.exited:
+			return fmt.Errorf("the daemon ended: %w", d.failure())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(pollInterval):
