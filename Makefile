@@ -16,7 +16,7 @@ help: ## show this list
 
 .PHONY: build
 build: check-go ## build the programs into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 .PHONY: run
 run: ## build the detector and start it on all interfaces (root)
