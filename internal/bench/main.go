@@ -61,7 +61,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.StringVar(&o.daemon, "daemon", "bin/portsnared", "the `PATH` of the detector to measure")
 	flags.Var(&o.rates, "rates", "probes per second, a comma-separated `LIST`; max is as fast as possible")
 	flags.IntVar(&o.sources, "sources", 2_500_000, "at most `N` distinct sources at each rate, one probe each")
-	flags.DurationVar(&o.time, "time", 10*time.Second, "send for at most this `DURATION` at each rate")
+	flags.DurationVar(&o.time, "time", 10*time.Second, "send for about this `DURATION` at each rate")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
