@@ -128,18 +128,18 @@ func TestFileFollowsRotation(t *testing.T) {
 
 func TestFileFollowsSymbolicLinks(t *testing.T) {
 	dir := t.TempDir()
-	path, real := filepath.Join(dir, "log"), filepath.Join(dir, "elsewhere")
-	if err := os.Symlink(real, path); err != nil {
+	path, target := filepath.Join(dir, "log"), filepath.Join(dir, "elsewhere")
+	if err := os.Symlink(target, path); err != nil {
 		t.Fatal(err)
 	}
 	f := newFile(t, path)
 	mustAppend(t, f, "one\n")
-	checkFile(t, real, "one\n")
-	if err := os.Rename(real, real+".1"); err != nil {
+	checkFile(t, target, "one\n")
+	if err := os.Rename(target, target+".1"); err != nil {
 		t.Fatal(err)
 	}
 	mustAppend(t, f, "two\n")
-	checkFile(t, real, "two\n")
+	checkFile(t, target, "two\n")
 }
 
 func TestFileRefusesWhatIsNoFile(t *testing.T) {

@@ -1,0 +1,269 @@
+package portsentrylog
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/internal/nettest"
+)
+
+func newSyslog(t *testing.T, socket string) *Syslog {
+	t.Helper()
+	s := NewSyslog(SyslogOptions{Socket: socket, Tag: "portsentry", PID: 1234, Zone: time.UTC})
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// listen takes the place of a syslog daemon.
+func listen(t *testing.T, socket string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func stop(t *testing.T, peer *net.UnixConn, socket string) {
+	t.Helper()
+	if err := errors.Join(peer.Close(), os.Remove(socket)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func message(port string) string {
+	return "<29>Nov  2 07:44:33 portsentry[1234]: " + line(port)
+}
+
+// wantMessages reads exactly the messages about ports from peer.
+func wantMessages(t *testing.T, peer *net.UnixConn, ports ...string) {
+	t.Helper()
+	buf := make([]byte, 2048)
+	for _, port := range ports {
+		if err := peer.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		n, err := peer.Read(buf)
+		if err != nil {
+			t.Fatalf("no message about port %s: %v", port, err)
+		}
+		if got := string(buf[:n]); got != message(port) {
+			t.Errorf("got  %q\nwant %q", got, message(port))
+		}
+	}
+	if n := pending(t, peer, buf); n > 0 {
+		t.Errorf("one message too many: %q", buf[:n])
+	}
+}
+
+// pending reads without waiting: what Deliver sent is there.
+func pending(t *testing.T, peer *net.UnixConn, buf []byte) (n int) {
+	t.Helper()
+	raw, err := peer.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Read(func(fd uintptr) bool {
+		n, _ = syscall.Read(int(fd), buf)
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func mustDeliver(t *testing.T, s *Syslog, events []detector.Event) {
+	t.Helper()
+	if err := s.Deliver(t.Context(), events); err != nil {
+		t.Fatalf("Deliver: %v", err)
+	}
+}
+
+func TestSyslog(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	peer := listen(t, socket)
+	s := newSyslog(t, socket)
+	mustDeliver(t, s, append(probes(1), started, probe(7)))
+	mustDeliver(t, s, probes(9))
+	wantMessages(t, peer, "1", "7", "9")
+}
+
+func TestSyslogComesLate(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	s := newSyslog(t, socket)
+	for range 2 {
+		if err := s.Deliver(t.Context(), probes(1)); !errors.Is(err, os.ErrNotExist) {
+			t.Fatalf("Deliver without a socket = %v, want %v", err, os.ErrNotExist)
+		}
+	}
+	peer := listen(t, socket)
+	mustDeliver(t, s, probes(1))
+	wantMessages(t, peer, "1")
+}
+
+func TestSyslogRestarts(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	s := newSyslog(t, socket)
+	peer := listen(t, socket)
+	mustDeliver(t, s, probes(1))
+	wantMessages(t, peer, "1")
+	stop(t, peer, socket)
+	if err := s.Deliver(t.Context(), probes(7)); err == nil {
+		t.Fatal("Deliver to a daemon that has gone: no error")
+	}
+	peer = listen(t, socket)
+	mustDeliver(t, s, probes(7, 9))
+	wantMessages(t, peer, "7", "9")
+}
+
+// A daemon that reads nothing costs a bounded time. What it got before it got
+// stuck is not sent again.
+func TestSyslogIsStuck(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	peer := listen(t, socket)
+	s := newSyslog(t, socket)
+
+	const batch = 2048 // more than any queue of datagrams holds
+	var events []detector.Event
+	for port := range uint16(batch) {
+		events = append(events, probe(port+1))
+	}
+	began := time.Now()
+	err := s.Deliver(t.Context(), events)
+	if took := time.Since(began); !errors.Is(err, os.ErrDeadlineExceeded) || took > 5*syslogPatience {
+		t.Fatalf("Deliver = %v after %v, want %v after %v", err, took, os.ErrDeadlineExceeded, syslogPatience)
+	}
+
+	received := make(chan []string)
+	go func() {
+		var got []string
+		buf := make([]byte, 2048)
+		for len(got) < batch {
+			n, err := peer.Read(buf)
+			if err != nil {
+				break
+			}
+			got = append(got, string(buf[:n]))
+		}
+		received <- got
+	}()
+	mustDeliver(t, s, events)
+	got := <-received
+	for i, msg := range got {
+		if want := message(strconv.Itoa(i + 1)); msg != want {
+			t.Fatalf("message %d is %q, want %q", i, msg, want)
+		}
+	}
+	if n := pending(t, peer, make([]byte, 2048)); len(got) != batch || n > 0 {
+		t.Errorf("%d messages and %d bytes more, want %d", len(got), n, batch)
+	}
+}
+
+// Some syslog daemons listen on a stream socket.
+func TestSyslogOverAStream(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	s := newSyslog(t, socket)
+	mustDeliver(t, s, probes(1, 7))
+	peer, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := message("1") + "\n" + message("7") + "\n"; string(got) != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+const rsyslogConf = `
+module(load="imuxsock" SysSock.Name="DIR/log" SysSock.UseSysTimeStamp="off" SysSock.IgnoreTimestamp="off")
+template(name="facts" type="string"
+  string="%syslogfacility-text% %syslogseverity-text% %programname% %procid% %timestamp:::date-rfc3164% %msg%\n")
+*.* action(type="omfile" file="DIR/messages" template="facts")
+`
+
+// What we send, a real syslog daemon must understand.
+func TestSyslogToRsyslogd(t *testing.T) {
+	rsyslogd, err := exec.LookPath("rsyslogd")
+	if err != nil {
+		t.Fatalf("%v: apt-get install rsyslog", err)
+	}
+	socket := filepath.Join(t.TempDir(), "log")
+	dir := filepath.Dir(socket)
+	conf := filepath.Join(dir, "conf")
+	if err := os.WriteFile(conf, []byte(strings.ReplaceAll(rsyslogConf, "DIR", dir)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var output bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), rsyslogd, "-n", "-f", conf, "-i", filepath.Join(dir, "pid"))
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	cmd.Stdout, cmd.Stderr = &output, &output
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Wait() // ended by the signal
+		if t.Failed() {
+			t.Logf("rsyslogd: %s", &output)
+		}
+	})
+
+	s := newSyslog(t, socket)
+	nettest.WaitFor(t, "rsyslogd's socket", func() bool {
+		return s.Deliver(t.Context(), []detector.Event{started}) == nil
+	})
+	mustDeliver(t, s, probes(1, 7))
+	const facts = "daemon notice portsentry 1234 Nov  2 07:44:33  "
+	want := facts + line("1") + "\n" + facts + line("7") + "\n"
+	var got []byte
+	nettest.WaitFor(t, "two messages in rsyslogd's file", func() bool {
+		got, err = os.ReadFile(filepath.Join(dir, "messages"))
+		return bytes.Count(got, []byte("port: [")) >= 2
+	})
+	if !strings.HasSuffix(string(got), want) {
+		t.Errorf("rsyslogd wrote %q, want %q at the end", got, want)
+	}
+}
+
+func TestSyslogAllocatesNothing(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	peer := listen(t, socket)
+	go func() { _, _ = io.Copy(io.Discard, peer) }()
+	s := newSyslog(t, socket)
+	mustDeliver(t, s, probes(1))
+	few, many := probes(1), probes(1, 2, 3, 4, 5, 6, 7, 8)
+	allocations := func(events []detector.Event) float64 {
+		return testing.AllocsPerRun(100, func() { mustDeliver(t, s, events) })
+	}
+	if one, eight := allocations(few), allocations(many); eight > one {
+		t.Errorf("%v allocations for eight events, %v for one: want no more", eight, one)
+	}
+}
