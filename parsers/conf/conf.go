@@ -1,0 +1,219 @@
+// Package conf reads Portsnare's configuration. A file in any dialect becomes
+// one [Config]; what is wrong with it comes back as [Faults] that name file,
+// line and key, and what changes meaning as [Warning] values that do the same.
+//
+// Each dialect is a function from text to Config. Defaults and validation run
+// once, after it. [Config.AppendNative] writes any Config in the native form.
+package conf
+
+import (
+	"bytes"
+	"cmp"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// A Config is everything an administrator can set, whatever dialect the file
+// was written in. [Load] and [Parse] return it with the defaults filled in;
+// before that, the zero value of a field stands for its default.
+type Config struct {
+	Mode       Mode     // where probes come from; default Stealth
+	Interfaces []string // AllInterfaces or AllButLoopback alone, or names; default AllInterfaces
+
+	Detect Detect
+	Ban    Ban
+	Trap   Trap
+	Log    Log
+	Events Events
+
+	// Outputs are the [output.NAME] blocks by NAME. Default: none.
+	Outputs map[string]Output
+}
+
+// Mode says where probes come from.
+type Mode string
+
+// Stealth takes probes off the interfaces, before any service sees them.
+const Stealth Mode = "stealth"
+
+// The words that stand for several interfaces in [Config.Interfaces].
+const (
+	AllInterfaces  = "all"
+	AllButLoopback = "all-but-loopback"
+)
+
+// Detect says what is watched and when a probe counts.
+type Detect struct {
+	TCPPorts detector.PortSet // trap ports; default none, but one of the two sets is needed
+	UDPPorts detector.PortSet
+
+	// Ignore names the files that list sources never acted on, for
+	// [LoadIgnore]. Default: none.
+	Ignore []string
+
+	Trigger          int  // probes from one source that make a scan; default 0, which like 1 is the first
+	SkipServiceCheck bool // report probes to ports where a local service listens; default false
+	SkipLocalCheck   bool // act on probes that this host sent to itself; default false
+}
+
+// Ban says what a scan leads to.
+type Ban struct {
+	Evidence Evidence // what a ban has to rest on; default EvidenceOff: no bans
+	TCP, UDP Reaction // to a scan over that protocol, for EvidenceClassic; default ReactOff
+
+	// File is where PortSentry 2 keeps banned sources across restarts.
+	// Default: none.
+	File string
+}
+
+// Evidence says what a ban has to rest on.
+type Evidence string
+
+// The kinds of evidence.
+const (
+	EvidenceOff     Evidence = "off"     // nothing is enough
+	EvidenceClassic Evidence = "classic" // the trigger is, as in PortSentry, though anyone can forge it
+)
+
+// A Reaction is what a scan over one protocol leads to.
+type Reaction string
+
+// The reactions, which PortSentry calls BLOCK 0, 1 and 2.
+const (
+	ReactOff     Reaction = "off"     // report only
+	ReactBan     Reaction = "ban"     // every output acts
+	ReactCommand Reaction = "command" // only the command of output.runcmd runs
+)
+
+// Trap says how trap ports behave in trap mode.
+type Trap struct {
+	Banner string // sent to whoever connects to a trap port, as it is; default none
+}
+
+// Log says where PortSentry's lines go.
+type Log struct {
+	NoStdout  bool   // do not print the lines on standard output; default false
+	Syslog    bool   // send them to the local syslog; default false
+	SyslogTag string // the program name they carry there; default DefaultSyslogTag
+	History   string // append them to this file, with a time stamp; default none
+	Resolve   bool   // look up the name of a source; default false
+}
+
+// DefaultSyslogTag is the program name in syslog when none is set.
+const DefaultSyslogTag = "portsnare"
+
+// Events says where JSON events go.
+type Events struct {
+	JSON string // a file, or "-" for standard output; default none
+}
+
+// Output configures one output module.
+type Output struct {
+	// Settings are the module's own: strings, int64s, bools, lists ([]any)
+	// and tables (map[string]any) of these. Nil when there are none.
+	Settings map[string]any
+}
+
+// fillDefaults gives every field left at its zero value its default.
+func (c *Config) fillDefaults() {
+	c.Mode = cmp.Or(c.Mode, Stealth)
+	if len(c.Interfaces) == 0 {
+		c.Interfaces = []string{AllInterfaces}
+	}
+	c.Ban.Evidence = cmp.Or(c.Ban.Evidence, EvidenceOff)
+	c.Ban.TCP = cmp.Or(c.Ban.TCP, ReactOff)
+	c.Ban.UDP = cmp.Or(c.Ban.UDP, ReactOff)
+	c.Log.SyslogTag = cmp.Or(c.Log.SyslogTag, DefaultSyslogTag)
+}
+
+//go:embed default.toml
+var defaultNative string
+
+// Default returns the configuration of a daemon that was given none: it
+// watches every interface, reports, and bans nobody.
+func Default() Config {
+	c, _, err := Parse("default.toml", []byte(defaultNative))
+	if err != nil {
+		panic(fmt.Sprintf("embedded configuration: %v", err))
+	}
+	return c
+}
+
+// DefaultNative returns the commented native text behind [Default].
+func DefaultNative() string { return defaultNative }
+
+// maxFileSize bounds a configuration or ignore file. The largest sensible
+// ignore list, ten thousand prefixes, is a fifth of it.
+const maxFileSize = 1 << 20
+
+// Load reads the configuration file at path. The dialect follows from the
+// name: native if it ends in ".toml", PortSentry 2 otherwise. An error is
+// always a [Faults].
+func Load(path string) (Config, []Warning, error) {
+	text, err := readFile(path)
+	if err != nil {
+		fault := Fault{Place: Place{File: path}, Text: err.Error(), Err: err}
+		if !isNative(path) && !errors.Is(err, errTooLarge) {
+			fault.Upstream = "Cannot open config file: " + path + "."
+		}
+		return Config{}, nil, Faults{fault}
+	}
+	return Parse(path, text)
+}
+
+// Parse is [Load] for a text already read; name is the file's name in faults
+// and warnings, and decides about the dialect.
+func Parse(name string, text []byte) (Config, []Warning, error) {
+	parse := parsePortSentry
+	if isNative(name) {
+		parse = parseNative
+	}
+	d := newDiagnosis(name)
+	c := parse(d, text)
+	c.fillDefaults()
+	c.validate(d)
+	if err := d.err(); err != nil {
+		return Config{}, d.warnings, err
+	}
+	c.warnOfLaterReleases(d)
+	return c, d.warnings, nil
+}
+
+func isNative(name string) bool { return strings.HasSuffix(name, ".toml") }
+
+var errTooLarge = fmt.Errorf("larger than %d bytes; is it the right file?", maxFileSize)
+
+// readFile reads a file of at most maxFileSize bytes. Its errors do not repeat
+// the path.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, withoutPath(err)
+	}
+	defer f.Close()
+
+	var text bytes.Buffer
+	n, err := text.ReadFrom(io.LimitReader(f, maxFileSize+1))
+	switch {
+	case err != nil:
+		return nil, withoutPath(err)
+	case n > maxFileSize:
+		return nil, errTooLarge
+	}
+	return text.Bytes(), nil
+}
+
+// withoutPath strips the path from an error of package os: a [Place] names it.
+func withoutPath(err error) error {
+	var pathErr *os.PathError
+	if errors.As(err, &pathErr) {
+		return fmt.Errorf("%s: %w", pathErr.Op, pathErr.Err)
+	}
+	return err
+}

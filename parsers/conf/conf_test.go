@@ -1,0 +1,245 @@
+package conf
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// comparePorts lets cmp see into a PortSet.
+var comparePorts = cmp.Comparer(func(a, b detector.PortSet) bool { return a.String() == b.String() })
+
+// TestConvert shows what each file means in the native form, and proves that
+// the native form means the same.
+func TestConvert(t *testing.T) {
+	for _, path := range inputs(t, "testdata/convert") {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			c, warnings, err := Parse(filepath.Base(path), read(t, path))
+			if err != nil {
+				t.Fatalf("Parse(%s): %v", path, err)
+			}
+			native := c.AppendNative(nil)
+			again, _, err := Parse("native.toml", native)
+			if err != nil {
+				t.Fatalf("the native form of %s is faulty:\n%v\n%s", path, err, native)
+			}
+			if diff := cmp.Diff(c, again, comparePorts); diff != "" {
+				t.Errorf("%s changed on the way through the native form (-file +native):\n%s", path, diff)
+			}
+
+			var b strings.Builder
+			for _, w := range warnings {
+				fmt.Fprintf(&b, "# %s\n", w)
+			}
+			b.Write(native)
+			golden(t, path, b.String())
+		})
+	}
+}
+
+// TestFaults pins what an administrator reads about each fault, and what
+// PortSentry 2.0.7 said.
+func TestFaults(t *testing.T) {
+	for _, path := range inputs(t, "testdata/faults") {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			_, warnings, err := Parse(filepath.Base(path), read(t, path))
+			faults, ok := errors.AsType[Faults](err)
+			if !ok {
+				t.Fatalf("Parse(%s) = %v, want Faults", path, err)
+			}
+			var b strings.Builder
+			for _, f := range faults {
+				fmt.Fprintln(&b, f)
+				if f.Upstream != "" {
+					fmt.Fprintf(&b, "    PortSentry: %s\n", f.Upstream)
+				}
+			}
+			for _, w := range warnings {
+				fmt.Fprintln(&b, "warning:", w)
+			}
+			golden(t, path, b.String())
+		})
+	}
+}
+
+func TestDefault(t *testing.T) {
+	c := Default()
+	_, warnings, err := Parse("default.toml", []byte(DefaultNative()))
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("default.toml: %v, warnings %v", err, warnings)
+	}
+	want := Config{
+		Mode:       Stealth,
+		Interfaces: []string{AllInterfaces},
+		Detect:     Detect{TCPPorts: c.Detect.TCPPorts, UDPPorts: c.Detect.UDPPorts},
+		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff},
+		Log:        Log{SyslogTag: DefaultSyslogTag},
+	}
+	if diff := cmp.Diff(want, c, comparePorts); diff != "" {
+		t.Errorf("Default() (-want +got):\n%s", diff)
+	}
+}
+
+// TestDefaultPorts guards the rules by which the default trap ports were
+// chosen.
+func TestDefaultPorts(t *testing.T) {
+	d := Default().Detect
+	sets := map[string]detector.PortSet{"TCP": d.TCPPorts, "UDP": d.UDPPorts}
+	for name, set := range sets {
+		if set.Len() == 0 {
+			t.Errorf("no %s ports", name)
+		}
+		for _, r := range set.Ranges() {
+			if r.Last >= 32768 {
+				t.Errorf("%s port %d is in Linux's ephemeral range", name, r.Last)
+			}
+		}
+		for _, port := range []uint16{22, 25, 80, 113, 443, 587, 993, 3389, 5060, 7680, 8080, 9100} {
+			if set.Contains(port) {
+				t.Errorf("%s port %d is reached by mistake", name, port)
+			}
+		}
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	large := filepath.Join(dir, "large.conf")
+	if err := os.WriteFile(large, make([]byte, maxFileSize+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(dir, "portsentry.conf")
+	tests := map[string]struct {
+		path     string
+		want     string
+		upstream string
+		cause    error
+	}{
+		"missing":        {path: missing, want: missing + ": open: no such file or directory", upstream: "Cannot open config file: " + missing + ".", cause: fs.ErrNotExist},
+		"missing native": {path: missing + ".toml", want: missing + ".toml: open: no such file or directory", cause: fs.ErrNotExist},
+		"directory":      {path: dir, want: dir + ": read: is a directory", upstream: "Cannot open config file: " + dir + "."},
+		"too large":      {path: large, want: large + ": larger than 1048576 bytes; is it the right file?", cause: errTooLarge},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := Load(tt.path)
+			if err == nil || err.Error() != tt.want {
+				t.Fatalf("Load(%s) = %v, want %s", tt.path, err, tt.want)
+			}
+			if fault, _ := errors.AsType[Fault](err); fault.Upstream != tt.upstream {
+				t.Errorf("PortSentry's words are %q, want %q", fault.Upstream, tt.upstream)
+			}
+			if tt.cause != nil && !errors.Is(err, tt.cause) {
+				t.Errorf("Load(%s) does not wrap %v", tt.path, tt.cause)
+			}
+		})
+	}
+}
+
+func TestLoadNamesTheFileAsGiven(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portsentry.conf")
+	if err := os.WriteFile(path, []byte("TCP_PORTS=\"7\"\nSCAN_TRIGGER=\"x\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := Load(path)
+	if want := path + `:2: SCAN_TRIGGER: "x" is not a number from 0 to 2147483647`; err == nil || err.Error() != want {
+		t.Errorf("Load = %v, want %s", err, want)
+	}
+}
+
+func TestPlaceString(t *testing.T) {
+	tests := map[string]struct {
+		place Place
+		want  string
+	}{
+		"nothing known": {Place{}, ""},
+		"key only":      {Place{Key: "mode"}, "mode"},
+		"file only":     {Place{File: "f"}, "f"},
+		"file and key":  {Place{File: "f", Key: "mode"}, "f: mode"},
+		"file and line": {Place{File: "f", Line: 3}, "f:3"},
+		"all three":     {Place{File: "f", Line: 3, Key: "mode"}, "f:3: mode"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := tt.place.String(); got != tt.want {
+				t.Errorf("%#v.String() = %q, want %q", tt.place, got, tt.want)
+			}
+		})
+	}
+}
+
+// TestRepeatedKeysStayBounded feeds more repetitions than anyone wants to read
+// about.
+func TestRepeatedKeysStayBounded(t *testing.T) {
+	_, warnings, err := Parse("p.conf", []byte(strings.Repeat("TCP_PORTS=\"7\"\n", 10_000)))
+	if err != nil || len(warnings) != maxFindings {
+		t.Errorf("%d warnings and %v, want %d and no fault", len(warnings), err, maxFindings)
+	}
+}
+
+// TestDocumented makes sure that the manual leaves no key out.
+func TestDocumented(t *testing.T) {
+	manual := string(read(t, "../../docs/configuration.md"))
+	for key := range nativeKeys {
+		if !strings.Contains(manual, "| `"+key+"` |") {
+			t.Errorf("docs/configuration.md has no row for %s", key)
+		}
+	}
+	for key, k := range portSentryKeys {
+		if !strings.Contains(manual, "| `"+key+"` | `"+k.native+"` |") {
+			t.Errorf("docs/configuration.md has no row that maps %s to %s", key, k.native)
+		}
+	}
+}
+
+// inputs lists the files in dir that are not golden files.
+func inputs(t testing.TB, dir string) []string {
+	t.Helper()
+	var paths []string
+	for _, pattern := range []string{"*.conf", "*.toml"} {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, found...)
+	}
+	if len(paths) == 0 {
+		t.Fatalf("no input in %s", dir)
+	}
+	return paths
+}
+
+// golden compares got with the golden file of an input, or rewrites it.
+func golden(t *testing.T, input, got string) {
+	t.Helper()
+	path := input + ".golden"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(string(read(t, path)), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+func read(t testing.TB, path string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}

@@ -1,0 +1,158 @@
+package conf
+
+import (
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseIgnore(t *testing.T) {
+	tests := map[string]struct {
+		text     string
+		want     string // prefixes, blank-separated
+		warnings []string
+	}{
+		"nothing":                 {text: "", want: ""},
+		"address":                 {text: "192.0.2.1\n", want: "192.0.2.1/32"},
+		"address of 32 bits":      {text: "192.0.2.1/32\n", want: "192.0.2.1/32"},
+		"network":                 {text: "192.0.2.0/24\n", want: "192.0.2.0/24"},
+		"IPv6":                    {text: "2001:db8::1\n2001:db8::1/128\n2001:db8::/64\n", want: "2001:db8::1/128 2001:db8::1/128 2001:db8::/64"},
+		"PortSentry's own lines":  {text: "127.0.0.1/32\n0.0.0.0\n", want: "127.0.0.1/32 0.0.0.0/32"},
+		"upper case":              {text: "2001:DB8::A\n", want: "2001:db8::a/128"},
+		"no final newline":        {text: "192.0.2.1\n192.0.2.22", want: "192.0.2.1/32 192.0.2.22/32"},
+		"blanks, CR and comments": {text: "# mine\r\n\r\n  192.0.2.1 \r\n192.0.2.2\t# a router\n \n", want: "192.0.2.1/32 192.0.2.2/32"},
+		"host bits": {
+			text: "192.0.2.5/24\n2001:db8::5/64\n",
+			want: "192.0.2.0/24 2001:db8::/64",
+			warnings: []string{
+				"f:1: 192.0.2.5/24 is taken as the network 192.0.2.0/24",
+				"f:2: 2001:db8::5/64 is taken as the network 2001:db8::/64",
+			},
+		},
+		"everything": {
+			text: "0.0.0.0/0\n::/0\n",
+			want: "0.0.0.0/0 ::/0",
+			warnings: []string{
+				"f:1: 0.0.0.0/0 ignores every IPv4 source",
+				"f:2: ::/0 ignores every IPv6 source",
+			},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := newDiagnosis("f")
+			prefixes := parseIgnore(d, tt.text)
+			if err := d.err(); err != nil {
+				t.Fatalf("%q: %v", tt.text, err)
+			}
+			if got := joinPrefixes(prefixes, " "); got != tt.want {
+				t.Errorf("%q = %s, want %s", tt.text, got, tt.want)
+			}
+			var warnings []string
+			for _, w := range d.warnings {
+				warnings = append(warnings, w.String())
+			}
+			if diff := cmp.Diff(tt.warnings, warnings); diff != "" {
+				t.Errorf("%q: warnings (-want +got):\n%s", tt.text, diff)
+			}
+		})
+	}
+}
+
+func TestParseIgnoreFaults(t *testing.T) {
+	tests := map[string]struct {
+		entry    string
+		want     string
+		upstream string
+	}{
+		"name":         {"router.example.org", "not an address; names are not looked up", "Invalid character in ignore file: router.example.org"},
+		"zone":         {"fe80::1%eth0", "not an address; names are not looked up", "Invalid character in ignore file: fe80::1%eth0"},
+		"two entries":  {"192.0.2.1 192.0.2.2", "not an address; names are not looked up", "Invalid character in ignore file: 192.0.2.1 192.0.2.2"},
+		"half address": {"192.0.2", "not an IPv4 or IPv6 address", "Unable to read IP address 192.0.2: not an IPv4 or IPv6 address"},
+		"dotted mask": {
+			"192.0.2.0/255.255.255.0", "give the prefix length as a number of bits, such as /24",
+			"Invalid netmask in ignore file: 192.0.2.0/255.255.255.0",
+		},
+		"no mask":       {"192.0.2.0/", "give the prefix length as a number of bits, such as /24", "Invalid netmask in ignore file: 192.0.2.0/"},
+		"33 bits":       {"192.0.2.1/33", "prefix length above 32", "Invalid netmask in ignore file, must be 0-32: 192.0.2.1"},
+		"129 bits":      {"2001:db8::1/129", "prefix length above 128", "Invalid netmask in ignore file, must be 0-128: 2001:db8::1"},
+		"absurdly long": {"192.0.2.1/99999999999999999999", "prefix length above 32", "Invalid netmask in ignore file, must be 0-32: 192.0.2.1"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := newDiagnosis("ignore")
+			parseIgnore(d, "# comment\n"+tt.entry+"\n192.0.2.9\n")
+			want := Faults{{Place: Place{File: "ignore", Line: 2}, Text: `"` + tt.entry + `": ` + tt.want, Upstream: tt.upstream}}
+			if diff := cmp.Diff(want, d.faults); diff != "" {
+				t.Errorf("%q (-want +got):\n%s", tt.entry, diff)
+			}
+		})
+	}
+}
+
+func TestLoadIgnore(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	one := write("one", "192.0.2.0/24\n")
+	two := write("two", "2001:db8::/32\n")
+	bad := write("bad", "x\n192.0.2.1\ny\n")
+	missing := filepath.Join(dir, "missing")
+
+	set, warnings, err := LoadIgnore(one, two)
+	if err != nil || len(warnings) > 0 || set.Len() != 2 {
+		t.Fatalf("LoadIgnore(one, two) = %d prefixes, %v, %v, want 2", set.Len(), warnings, err)
+	}
+	for _, addr := range []string{"192.0.2.77", "::ffff:192.0.2.77", "2001:db8::77"} {
+		if !set.Contains(netip.MustParseAddr(addr)) {
+			t.Errorf("%s is not in the set", addr)
+		}
+	}
+
+	_, _, err = LoadIgnore(bad, one, missing)
+	want := bad + ":1: \"x\": not an address; names are not looked up\n" +
+		bad + ":3: \"y\": not an address; names are not looked up\n" +
+		missing + ": open: no such file or directory"
+	if err == nil || err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("LoadIgnore(bad, one, missing) = %v, want %s", err, want)
+	}
+	if set, _, err := LoadIgnore(); err != nil || set.Len() != 0 {
+		t.Errorf("LoadIgnore() = %d prefixes, %v, want none", set.Len(), err)
+	}
+}
+
+func FuzzIgnore(f *testing.F) {
+	for _, seed := range []string{
+		"", "# c\n192.0.2.1\n", "192.0.2.5/24 # c\r\n2001:DB8::/64", "0.0.0.0/0", "::ffff:192.0.2.1/97", "x", "1.2.3.4/33", "fe80::1%eth0",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d := newDiagnosis("ignore")
+		prefixes := parseIgnore(d, text)
+		again := newDiagnosis("ignore")
+		printed := joinPrefixes(prefixes, "\n")
+		if got := joinPrefixes(parseIgnore(again, printed), "\n"); got != printed || again.err() != nil {
+			t.Fatalf("%q -> %q -> %q, %v", text, printed, got, again.err())
+		}
+	})
+}
+
+func joinPrefixes(prefixes []netip.Prefix, separator string) string {
+	texts := make([]string, len(prefixes))
+	for i, p := range prefixes {
+		texts[i] = p.String()
+	}
+	return strings.Join(texts, separator)
+}

@@ -1,0 +1,243 @@
+package conf
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// This file reads the configuration of PortSentry 2.0.7: lines of KEY="value".
+// The command line chooses mode and interfaces there; what it chooses by
+// default is set here, so that a converted file means the same.
+
+// maxPortSentryLine is how much of a line PortSentry 2 reads. A value has to
+// end within it; what follows the value is ignored anyway.
+const maxPortSentryLine = 1023
+
+// A portSentryKey says which native key a key stands for and how its value
+// gets into the Config.
+type portSentryKey struct {
+	native string
+	set    func(c *Config, value string) Faults
+}
+
+var portSentryKeys = map[string]portSentryKey{
+	"TCP_PORTS": {"detect.tcp_ports", func(c *Config, v string) (faults Faults) {
+		c.Detect.TCPPorts, faults = parsePorts(v)
+		return faults
+	}},
+	"UDP_PORTS": {"detect.udp_ports", func(c *Config, v string) (faults Faults) {
+		c.Detect.UDPPorts, faults = parsePorts(v)
+		return faults
+	}},
+	"IGNORE_FILE": {"detect.ignore", func(c *Config, v string) Faults {
+		c.Detect.Ignore = []string{v}
+		return nil
+	}},
+	"SCAN_TRIGGER": {"detect.trigger", func(c *Config, v string) (faults Faults) {
+		c.Detect.Trigger, faults = digits(v)
+		return faults
+	}},
+	"BLOCK_TCP": {"ban.tcp", func(c *Config, v string) Faults { return oneOf(&c.Ban.TCP, v, reactions) }},
+	"BLOCK_UDP": {"ban.udp", func(c *Config, v string) Faults { return oneOf(&c.Ban.UDP, v, reactions) }},
+	"BLOCKED_FILE": {"ban.file", func(c *Config, v string) Faults {
+		c.Ban.File = v
+		return nil
+	}},
+	"PORT_BANNER": {"trap.banner", func(c *Config, v string) Faults {
+		c.Trap.Banner = v
+		return nil
+	}},
+	"HISTORY_FILE": {"log.history", func(c *Config, v string) Faults {
+		c.Log.History = v
+		return nil
+	}},
+	"RESOLVE_HOST": {"log.resolve", func(c *Config, v string) Faults { return oneOf(&c.Log.Resolve, v, switches) }},
+	"KILL_ROUTE":   {"output.runcmd.settings.route", setting("runcmd", "route")},
+	"KILL_RUN_CMD": {"output.runcmd.settings.command", setting("runcmd", "command")},
+	"KILL_RUN_CMD_FIRST": {"output.runcmd.settings.command_first", func(c *Config, v string) Faults {
+		var first bool
+		faults := oneOf(&first, v, switches)
+		c.setOutput("runcmd", "command_first", first)
+		return faults
+	}},
+	"KILL_HOSTS_DENY": {"output.hostsdeny.settings.line", setting("hostsdeny", "line")},
+}
+
+// reactions and switches are values by the digit that selects them.
+var (
+	reactions = []Reaction{ReactOff, ReactBan, ReactCommand}
+	switches  = []bool{false, true}
+)
+
+// parsePortSentry reads text as PortSentry 2 does, except that it does not
+// take a key cut short for the key.
+func parsePortSentry(d *diagnosis, text []byte) Config {
+	c := Config{
+		Interfaces: []string{AllButLoopback},
+		Log:        Log{SyslogTag: "portsentry"},
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if strings.ContainsRune("#\r\n", rune(line[0])) {
+			continue
+		}
+		key, value, fault := splitPortSentryLine(line, n)
+		place := Place{File: d.file, Line: n, Key: key}
+		if fault != nil {
+			d.add(place, *fault)
+			continue
+		}
+		c.setPortSentry(d, place, value)
+	}
+	if c.bans() {
+		c.Ban.Evidence = EvidenceClassic
+	}
+	if len(d.faults) == 0 {
+		c.checkPortSentry(d)
+	}
+	return c
+}
+
+// splitPortSentryLine takes line n apart into key and value. The key is empty
+// if the line has none that we know.
+func splitPortSentryLine(line string, n int) (key, value string, fault *Fault) {
+	bad := func(problem, upstream string) (string, string, *Fault) {
+		return key, "", &Fault{Text: problem, Upstream: fmt.Sprintf(upstream, n)}
+	}
+	rest := strings.TrimLeft(line, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+	key = line[:len(line)-len(rest)]
+	if _, known := portSentryKeys[key]; !known {
+		const upstream = "Invalid config file entry at line %d"
+		if name := key; name != "" {
+			key = ""
+			return bad("unknown key "+strconv.Quote(name)+hintPortSentry(name), upstream)
+		}
+		return bad(`no key in the first column; write KEY="value", or # before a comment`, upstream)
+	}
+	rest, found := strings.CutPrefix(strings.TrimLeft(rest, " \t"), "=")
+	if !found {
+		return bad("no = after the key", "Invalid character found after config key. Require equals (=) after key. Line %d")
+	}
+	rest, found = strings.CutPrefix(strings.TrimLeft(rest, " \t"), `"`)
+	if !found {
+		return bad(`no " before the value`, `Invalid value on line %d, require quote character (") to start value`)
+	}
+	start := len(line) - len(rest)
+	value, _, found = strings.Cut(line[start:min(len(line), max(start, maxPortSentryLine))], `"`)
+	switch {
+	case !found && len(line) > maxPortSentryLine:
+		return bad(fmt.Sprintf(`no " after the value within %d bytes`, maxPortSentryLine), noEndQuote)
+	case !found:
+		return bad(`no " after the value`, noEndQuote)
+	case value == "":
+		return bad("empty value; put # before the line to leave the key unset", "Invalid value at line %d, require a value")
+	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+		return key, "", &Fault{Text: "value is not plain text; save the file as UTF-8, without zero bytes"}
+	}
+	return key, value, nil
+}
+
+const noEndQuote = `Invalid value at line %d, require an end quote character (") at end of value`
+
+// hintPortSentry says what to do about an unknown key, if we know.
+func hintPortSentry(key string) string {
+	if strings.HasPrefix(key, "ADVANCED_") {
+		return "; it belongs to PortSentry 1.2, list the ports in TCP_PORTS and UDP_PORTS"
+	}
+	return ""
+}
+
+// setPortSentry gives the key at place its value.
+func (c *Config) setPortSentry(d *diagnosis, place Place, value string) {
+	key := portSentryKeys[place.Key]
+	if before, again := d.places[key.native]; again {
+		d.warn(place, "set again; the value of line %d is not used", before.Line)
+	}
+	d.places[key.native] = place
+
+	faults := key.set(c, value)
+	if key.native == "detect.tcp_ports" || key.native == "detect.udp_ports" {
+		if strings.Trim(value, ",") == "" {
+			faults = Faults{{Text: "lists no port", Upstream: "Unable to parse " + place.Key + " directive in config file"}}
+		}
+	} else if len(faults) > 0 {
+		faults[0].Upstream = "Invalid config file entry for " + place.Key
+	}
+	for _, f := range faults {
+		d.add(place, f)
+	}
+}
+
+// checkPortSentry makes PortSentry's checks of the whole file, in its order.
+func (c *Config) checkPortSentry(d *diagnosis) {
+	whole := Place{File: d.file}
+	if c.Detect.TCPPorts.Len() == 0 && c.Detect.UDPPorts.Len() == 0 {
+		d.add(whole, Fault{
+			Text:     "no trap ports; set TCP_PORTS or UDP_PORTS",
+			Upstream: "Selected mode: stealth, but no TCP_PORTS or UDP_PORTS specified in config file",
+		})
+	}
+	if c.reacts(ReactCommand) && !c.hasSetting("runcmd", "command") {
+		const text = "KILL_RUN_CMD must be specified if BLOCK_TCP or BLOCK_UDP is set to 2"
+		d.add(whole, Fault{Text: text, Upstream: text})
+	}
+	if c.reacts(ReactBan) && !c.hasSetting("hostsdeny", "line") && !c.hasSetting("runcmd", "route") {
+		const text = "KILL_HOSTS_DENY and/or KILL_ROUTE must be specified if BLOCK_TCP or BLOCK_UDP is set to 1"
+		d.add(whole, Fault{Text: text, Upstream: text})
+	}
+}
+
+// bans reports whether a scan over any protocol leads to more than a report.
+func (c *Config) bans() bool { return c.reacts(ReactBan) || c.reacts(ReactCommand) }
+
+func (c *Config) reacts(r Reaction) bool { return c.Ban.TCP == r || c.Ban.UDP == r }
+
+func (c *Config) hasSetting(output, name string) bool {
+	_, ok := c.Outputs[output].Settings[name]
+	return ok
+}
+
+// setOutput sets one setting of an output.
+func (c *Config) setOutput(output, name string, value any) {
+	if c.Outputs == nil {
+		c.Outputs = make(map[string]Output)
+	}
+	o := c.Outputs[output]
+	if o.Settings == nil {
+		o.Settings = make(map[string]any)
+	}
+	o.Settings[name] = value
+	c.Outputs[output] = o
+}
+
+// setting returns the setter of a key that is a setting of an output.
+func setting(output, name string) func(*Config, string) Faults {
+	return func(c *Config, v string) Faults {
+		c.setOutput(output, name, v)
+		return nil
+	}
+}
+
+// oneOf sets dst to the choice whose index value is.
+func oneOf[T any](dst *T, value string, choices []T) Faults {
+	for i, choice := range choices {
+		if value == strconv.Itoa(i) {
+			*dst = choice
+			return nil
+		}
+	}
+	last := len(choices) - 1
+	return Faults{{Text: fmt.Sprintf("%q is not a number from 0 to %d", value, last)}}
+}
+
+// digits reads a decimal number without sign.
+func digits(value string) (int, Faults) {
+	n, err := strconv.ParseUint(value, 10, 31)
+	if err != nil {
+		return 0, Faults{{Text: fmt.Sprintf("%q is not a number from 0 to %d", value, maxTrigger)}}
+	}
+	return int(n), nil
+}

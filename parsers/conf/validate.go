@@ -1,0 +1,167 @@
+package conf
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// validate records what the types of the dialects cannot rule out.
+func (c *Config) validate(d *diagnosis) {
+	c.validateMode(d)
+	c.validateInterfaces(d)
+	c.validateBan(d)
+	for i, path := range c.Detect.Ignore {
+		validatePath(d, "detect.ignore", path)
+		if path == "" {
+			d.fault(d.at("detect.ignore"), "file %d has no name", i+1)
+		}
+	}
+	validatePath(d, "ban.file", c.Ban.File)
+	validatePath(d, "log.history", c.Log.History)
+	validatePath(d, "events.json", c.Events.JSON)
+	if !isSyslogTag(c.Log.SyslogTag) {
+		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
+	}
+	if strings.ContainsRune(c.Trap.Banner, 0) {
+		d.fault(d.at("trap.banner"), "holds a zero byte")
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
+		if !isOutputName(name) {
+			d.fault(d.at("output."+bareOrQuoted(name)), "%q is no output name; use up to %d lower-case letters, digits, - and _", name, maxOutputName)
+		}
+	}
+	// A faulty list of ports leaves its set empty: that is no second fault.
+	if len(d.faults) == 0 && c.Detect.TCPPorts.Len() == 0 && c.Detect.UDPPorts.Len() == 0 {
+		d.fault(d.at("detect"), `no trap ports; set tcp_ports or udp_ports ("portsnare config default" prints lists to start from)`)
+	}
+}
+
+func (c *Config) validateMode(d *diagnosis) {
+	switch c.Mode {
+	case Stealth:
+	case "trap":
+		d.fault(d.at("mode"), `"trap" comes with a later release; use "stealth"`)
+	default:
+		d.fault(d.at("mode"), `%q is no mode; use "stealth"`, c.Mode)
+	}
+}
+
+func (c *Config) validateInterfaces(d *diagnosis) {
+	for _, name := range c.Interfaces {
+		place := d.at("interfaces")
+		switch {
+		case name == AllInterfaces || name == AllButLoopback:
+			if len(c.Interfaces) > 1 {
+				d.fault(place, "%q stands for itself; take the other names out", name)
+			}
+		case !isInterfaceName(name):
+			d.fault(place, "%q is no interface name", name)
+		}
+	}
+}
+
+func (c *Config) validateBan(d *diagnosis) {
+	switch c.Ban.Evidence {
+	case EvidenceOff:
+	case EvidenceClassic:
+		if !c.bans() {
+			d.fault(d.at("ban.evidence"), `"classic" needs tcp or udp; set one to "ban" or "command"`)
+		}
+	case "pattern", "proven":
+		d.fault(d.at("ban.evidence"), `%q comes with a later release; use "off" or "classic"`, c.Ban.Evidence)
+	default:
+		d.fault(d.at("ban.evidence"), `%q is no kind of evidence; use "off" or "classic"`, c.Ban.Evidence)
+	}
+	validateReaction(d, "ban.tcp", c.Ban.TCP)
+	validateReaction(d, "ban.udp", c.Ban.UDP)
+}
+
+func validateReaction(d *diagnosis, key string, r Reaction) {
+	if !slices.Contains(reactions, r) {
+		d.fault(d.at(key), `%q is no reaction; use "off", "ban" or "command"`, r)
+	}
+}
+
+// validatePath refuses the names that no file can have and those that would
+// break the lines in which we print them.
+func validatePath(d *diagnosis, key, path string) {
+	if strings.ContainsFunc(path, unicode.IsControl) {
+		d.fault(d.at(key), "%q holds a control character", path)
+	}
+}
+
+// isInterfaceName follows what Linux allows (dev_valid_name in net/core/dev.c),
+// and refuses control characters too.
+func isInterfaceName(name string) bool {
+	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r) }
+	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsFunc(name, bad)
+}
+
+// maxSyslogTag is the longest tag of RFC 3164, section 4.1.3.
+const maxSyslogTag = 32
+
+// isSyslogTag leaves out every character at which a reader may end the tag.
+func isSyslogTag(tag string) bool {
+	return tag != "" && len(tag) <= maxSyslogTag && strings.Trim(tag, bareKey+"./") == ""
+}
+
+const maxOutputName = 64
+
+// isOutputName allows what is safe as the file name of a module.
+func isOutputName(name string) bool {
+	return name != "" && len(name) <= maxOutputName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
+}
+
+// warnOfLaterReleases says which settings have no effect yet: whoever asks for
+// a ban must not believe that there will be one.
+func (c *Config) warnOfLaterReleases(d *diagnosis) {
+	const kept = "; the setting is kept"
+	if c.Ban.Evidence == EvidenceClassic {
+		const text = "this release reports and bans nobody" + kept
+		if c.Ban.TCP != ReactOff {
+			d.warn(d.at("ban.tcp"), text)
+		}
+		if c.Ban.UDP != ReactOff {
+			d.warn(d.at("ban.udp"), text)
+		}
+	}
+	if c.Ban.File != "" {
+		d.warn(d.at("ban.file"), "this release bans nobody and leaves the file alone"+kept)
+	}
+	if c.Trap.Banner != "" {
+		d.warn(d.at("trap.banner"), "this release has no trap mode and sends no banner"+kept)
+	}
+	if c.Log.Resolve {
+		d.warn(d.at("log.resolve"), "this release looks up no names; lines carry the address"+kept)
+	}
+	for _, place := range c.outputPlaces(d) {
+		d.warn(place, "this release starts no outputs and bans nobody"+kept)
+	}
+	if c.Events.JSON == "-" && !c.Log.NoStdout {
+		d.warn(d.at("events.json"), `events and PortSentry's lines both go to standard output; set log.stdout = false to get events only`)
+	}
+	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
+}
+
+// outputPlaces returns the places of the [output.NAME] blocks or, in a dialect
+// that has none, of the keys that became their settings.
+func (c *Config) outputPlaces(d *diagnosis) []Place {
+	var places []Place
+	for name, output := range c.Outputs {
+		key := "output." + name
+		if block, ok := d.places[key]; ok {
+			places = append(places, block)
+			continue
+		}
+		for setting := range output.Settings {
+			places = append(places, d.at(key+".settings."+setting))
+		}
+	}
+	slices.SortFunc(places, func(a, b Place) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
+	})
+	return places
+}
