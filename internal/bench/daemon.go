@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -177,19 +176,26 @@ func stderrTail() string {
 	return strings.TrimSpace(string(text[max(0, len(text)-most):]))
 }
 
-// dropsField matches the kernel's count of lost packets in what the daemon says
-// when it stops.
-var dropsField = regexp.MustCompile(`\bkernel_drops=(\d+)`)
+// losses are what the daemon says it lost when it stops; nil if it does not say.
+type losses struct {
+	Packets *uint64 `json:"packets"` // dropped by the kernel before the daemon read them
+	Events  *uint64 `json:"events"`  // dropped on their way to the history file
+}
 
-// kernelDrops returns the packets that the kernel dropped before the daemon
-// could read them, or nil if the daemon did not say.
-func kernelDrops() *uint64 {
-	match := dropsField.FindStringSubmatch(stderrTail())
-	if match == nil {
+// statedLosses reads the counters in what the daemon has said at its end.
+func statedLosses(said string) losses {
+	return losses{Packets: counter(said, "packets_lost"), Events: counter(said, "events_lost")}
+}
+
+// counter returns the value of the last "name=value" in text, or nil if there
+// is none.
+func counter(text, name string) *uint64 {
+	i := strings.LastIndex(text, name+"=")
+	if i < 0 {
 		return nil
 	}
-	n, err := strconv.ParseUint(match[1], 10, 64)
-	if err != nil {
+	var n uint64
+	if _, err := fmt.Sscan(text[i+len(name)+1:], &n); err != nil {
 		return nil
 	}
 	return &n

@@ -58,3 +58,16 @@ func TestPercentIsNeverAllByRounding(t *testing.T) {
 		}
 	}
 }
+
+func TestStatedLosses(t *testing.T) {
+	const said = `time="2026-11-22T07:44:33Z" level=warning msg="packets or events lost" packets=7
+time="2026-11-22T07:44:34Z" level=info msg="portsnare has stopped" events_lost=0 packets_lost=12 probes=9
+`
+	got := statedLosses(said)
+	if got.Packets == nil || *got.Packets != 12 || got.Events == nil || *got.Events != 0 {
+		t.Errorf("statedLosses(%q) = %+v, want 12 packets and no event", said, got)
+	}
+	if got := statedLosses("portsnare is active\n"); got != (losses{}) {
+		t.Errorf("statedLosses without counters = %+v, want nothing", got)
+	}
+}

@@ -22,10 +22,10 @@ type measurement struct {
 	Seconds  float64 `json:"seconds"`  // from the first probe to the last
 	History  tally   `json:"history"`
 
-	CPUSeconds  float64 `json:"cpu_seconds"`  // user and system time of the daemon
-	LagSeconds  float64 `json:"lag_seconds"`  // from the last probe to the last line
-	PeakMemory  int64   `json:"peak_memory"`  // bytes resident
-	KernelDrops *uint64 `json:"kernel_drops"` // as the daemon counts them; null if it does not say
+	CPUSeconds float64 `json:"cpu_seconds"` // user and system time of the daemon
+	LagSeconds float64 `json:"lag_seconds"` // from the last probe to the last line
+	PeakMemory int64   `json:"peak_memory"` // bytes resident
+	Losses     losses  `json:"losses"`
 }
 
 // A bench is what all measurements share.
@@ -51,7 +51,7 @@ func (b *bench) measure(ctx context.Context, rate, n int) (*measurement, error) 
 	if err := d.stop(); err != nil {
 		return nil, err
 	}
-	m.KernelDrops = kernelDrops()
+	m.Losses = statedLosses(stderrTail())
 	if file, err := os.Stat(historyFile); err == nil {
 		m.LagSeconds = max(0, file.ModTime().Sub(end).Seconds())
 	}

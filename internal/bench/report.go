@@ -40,7 +40,7 @@ func (r *report) writeJSON(w io.Writer) error {
 // writeTable writes the report in Markdown.
 func (r *report) writeTable(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "%s; generator and receiving kernel on core %d, daemon on core %d\n\n"+
-		"| rate | reached/s | sources | logged | logged %% | other lines | CPU s per 1 M sent | CPU s per 1 M logged | peak memory MiB | kernel drops | last line after s |\n"+
+		"| rate | reached/s | sources | logged | logged %% | other lines | CPU s per 1 M sent | CPU s per 1 M logged | peak memory MiB | lost packets / events | last line after s |\n"+
 		"|---|---|---|---|---|---|---|---|---|---|---|\n",
 		r.Machine, r.Cores.Generator, r.Cores.Daemon)
 	if err != nil {
@@ -52,7 +52,7 @@ func (r *report) writeTable(w io.Writer) error {
 			m.Rate, float64(m.Sent)/m.Seconds, m.Sent, h.Sources, percent(h.Sources, m.Sent),
 			h.Duplicates+h.Strangers+h.Malformed,
 			perMillion(m.CPUSeconds, m.Sent), perMillion(m.CPUSeconds, h.Sources),
-			float64(m.PeakMemory)/(1<<20), drops(m.KernelDrops), m.LagSeconds)
+			float64(m.PeakMemory)/(1<<20), stated(m.Losses.Packets)+" / "+stated(m.Losses.Events), m.LagSeconds)
 		if err != nil {
 			return err
 		}
@@ -75,9 +75,9 @@ func perMillion(seconds float64, n int) string {
 	return fmt.Sprintf("%.2f", seconds/float64(n)*1e6)
 }
 
-func drops(n *uint64) string {
+func stated(n *uint64) string {
 	if n == nil {
-		return "not said"
+		return "?"
 	}
 	return strconv.FormatUint(*n, 10)
 }
