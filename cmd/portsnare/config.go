@@ -44,11 +44,11 @@ one has a fault, and 2 if the command line is not understood.`,
   portsnare config check --json /etc/portsentry/portsentry.conf`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
-			report := printReport
+			show := printReport
 			if asJSON {
-				report = printJSONReport
+				show = printJSONReport
 			}
-			return check(files, report, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return check(files, show, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	check.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per file on standard output, with its faults and warnings")
@@ -108,15 +108,15 @@ type report struct {
 // errReported says that the faults have been printed already.
 var errReported = errors.New("faults reported")
 
-// check reports on every file. It returns errReported if one has a fault.
-func check(files []string, print func(report, io.Writer, io.Writer) error, stdout, stderr io.Writer) error {
+// check shows the report on every file. It returns errReported if one has a fault.
+func check(files []string, show func(report, io.Writer, io.Writer) error, stdout, stderr io.Writer) error {
 	var faulty error
 	for _, file := range files {
 		r := examine(file)
 		if !r.OK {
 			faulty = errReported
 		}
-		if err := print(r, stdout, stderr); err != nil {
+		if err := show(r, stdout, stderr); err != nil {
 			return fmt.Errorf("print the report on %s: %w", file, err)
 		}
 	}

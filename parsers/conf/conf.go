@@ -211,8 +211,7 @@ func readFile(path string) ([]byte, error) {
 
 // withoutPath strips the path from an error of package os: a [Place] names it.
 func withoutPath(err error) error {
-	var pathErr *os.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, ok := errors.AsType[*os.PathError](err); ok {
 		return fmt.Errorf("%s: %w", pathErr.Op, pathErr.Err)
 	}
 	return err

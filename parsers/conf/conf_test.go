@@ -188,6 +188,19 @@ func TestRepeatedKeysStayBounded(t *testing.T) {
 	}
 }
 
+// TestFaultsStayBounded feeds more faults than anyone wants to read.
+func TestFaultsStayBounded(t *testing.T) {
+	_, _, err := Parse("p.conf", []byte(strings.Repeat("x\n", 10_000)))
+	faults, _ := errors.AsType[Faults](err)
+	if len(faults) != maxFindings {
+		t.Fatalf("%d faults, want %d", len(faults), maxFindings)
+	}
+	const want = "p.conf:100: too many faults; correct the ones above first"
+	if got := faults[maxFindings-1].Error(); got != want {
+		t.Errorf("the last fault is %q, want %q", got, want)
+	}
+}
+
 // TestDocumented makes sure that the manual leaves no key out.
 func TestDocumented(t *testing.T) {
 	manual := string(read(t, "../../docs/configuration.md"))

@@ -67,8 +67,7 @@ func parseNative(d *diagnosis, text []byte) Config {
 // syntaxFault describes an error of the TOML decoder.
 func syntaxFault(file string, err error) (Place, Fault) {
 	place := Place{File: file}
-	var decodeErr *toml.DecodeError
-	if errors.As(err, &decodeErr) {
+	if decodeErr, ok := errors.AsType[*toml.DecodeError](err); ok {
 		place.Line, _ = decodeErr.Position()
 		place.Key = strings.Join(decodeErr.Key(), ".")
 	}
