@@ -1,0 +1,67 @@
+package jsonlog
+
+import "github.com/portsnare/portsnare/detector"
+
+// facts are the values of the event fields that follow from what happened.
+type facts struct {
+	kind      string
+	category  string // the members of a JSON array
+	eventType string
+	action    string
+	outcome   string
+	severity  string
+	dataset   string
+	message   string // except for probes
+}
+
+// The levels of event.severity that we use.
+const (
+	low    = "21"
+	medium = "47"
+)
+
+func factsOf(ev *detector.Event) facts {
+	if ev.IsProbe() {
+		return probeFacts(ev)
+	}
+	f := facts{
+		kind: "event", category: `"process"`, eventType: "info", outcome: "success",
+		severity: low, dataset: "portsnare.daemon",
+	}
+	switch ev.Action {
+	case detector.PacketsLost:
+		f.category, f.outcome, f.severity = `"network"`, "failure", medium
+		f.action, f.message = "packets-lost", "packets or events lost: "
+	case detector.DaemonStarted:
+		f.eventType = "start"
+		f.action, f.message = "daemon-started", "Portsnare is watching"
+	case detector.DaemonStopped:
+		f.eventType = "end"
+		f.action, f.message = "daemon-stopped", "Portsnare has stopped"
+	case detector.ConfigReloaded:
+		f.category, f.eventType = `"configuration"`, "change"
+		f.action, f.message = "config-reloaded", "a new configuration is in force"
+	}
+	return f
+}
+
+func probeFacts(ev *detector.Event) facts {
+	f := facts{
+		kind: "event", category: `"intrusion_detection","network"`, eventType: "info",
+		action: "scan-detected", outcome: "unknown", severity: low, dataset: "portsnare.scan",
+	}
+	if ev.Action == detector.ScanIgnored {
+		f.action, f.eventType = "scan-ignored", "allowed"
+		return f
+	}
+	if ev.Triggered == detector.True {
+		f.kind, f.severity = "alert", medium
+	}
+	switch {
+	case ev.Blocked == detector.True:
+		f.eventType, f.outcome = "denied", "success"
+	case ev.NoBlock == detector.False: // a ban was asked for
+		f.outcome = "failure"
+	}
+	return f
+}
