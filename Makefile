@@ -33,7 +33,7 @@ demo: ## watch nmap scan a throw-away host and what Portsnare says (root)
 .PHONY: test
 test: check-go ## install what the tests need from Debian and run all tests
 	@.ci/install-test-tools
-	CGO_ENABLED=1 go test -race ./...
+	PATH="$$PATH:/usr/sbin:/sbin" CGO_ENABLED=1 go test -race ./...
 
 .PHONY: lint
 lint: check-go $(GOLANGCI_LINT) ## check style and import rules
