@@ -10,7 +10,7 @@ if [[ ${1-} != inside ]]; then
 	cd "$(dirname "$0")/.."
 	PATH=$PATH:/usr/sbin:/sbin
 	if [[ $(id -u) -ne 0 ]]; then
-		echo "The demo makes network namespaces, which needs root: run 'sudo make demo'" >&2
+		echo "The demo makes network namespaces, which needs root: run 'sudo env PATH=\"\$PATH\" make demo'" >&2
 		exit 1
 	fi
 	for tool in ip nmap; do
