@@ -25,8 +25,8 @@ func factsOf(ev *detector.Event) facts {
 		return probeFacts(ev)
 	}
 	f := facts{
-		kind: "event", category: `"process"`, eventType: "info", outcome: "success",
-		severity: low, dataset: "portsnare.daemon",
+		kind: "event", category: `"process"`, eventType: "info", action: "unknown",
+		outcome: "success", severity: low, dataset: "portsnare.daemon",
 	}
 	switch ev.Action {
 	case detector.PacketsLost:
