@@ -22,6 +22,9 @@ func (c *Config) validate(d *diagnosis) {
 	validatePath(d, "ban.file", c.Ban.File)
 	validatePath(d, "log.history", c.Log.History)
 	validatePath(d, "events.json", c.Events.JSON)
+	if c.Events.JSON == "-" && !c.Log.NoStdout {
+		d.fault(d.at("events.json"), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
+	}
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
 	}
@@ -139,9 +142,6 @@ func (c *Config) warnOfLaterReleases(d *diagnosis) {
 	}
 	for _, place := range c.outputPlaces(d) {
 		d.warn(place, "this release starts no outputs and bans nobody"+kept)
-	}
-	if c.Events.JSON == "-" && !c.Log.NoStdout {
-		d.warn(d.at("events.json"), `events and PortSentry's lines both go to standard output; set log.stdout = false to get events only`)
 	}
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
 }
