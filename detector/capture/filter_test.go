@@ -1,0 +1,300 @@
+package capture
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/bpf"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// frameFacts are what the kernel knows of a frame besides its bytes.
+type frameFacts struct {
+	etherType, packetType, index, linkType uint32
+	tagged                                 bool
+	tag                                    uint32
+}
+
+// filterVM returns a machine that runs the program on frames with such facts.
+// It knows no extensions, but for one frame they are constants.
+func filterVM(t testing.TB, program []bpf.Instruction, facts frameFacts) *bpf.VM {
+	t.Helper()
+	values := map[bpf.Extension]uint32{
+		bpf.ExtProto:          facts.etherType,
+		bpf.ExtType:           facts.packetType,
+		bpf.ExtInterfaceIndex: facts.index,
+		bpf.ExtLinkLayerType:  facts.linkType,
+		bpf.ExtVLANTag:        facts.tag,
+	}
+	if facts.tagged {
+		values[bpf.ExtVLANTagPresent] = 1
+	}
+	program = slices.Clone(program)
+	for i, instruction := range program {
+		if load, ok := instruction.(bpf.LoadExtension); ok {
+			program[i] = bpf.LoadConstant{Dst: bpf.RegA, Val: values[load.Num]}
+		}
+	}
+	vm, err := bpf.NewVM(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return vm
+}
+
+// passes reports whether the machine's filter lets the packet through.
+func passes(t testing.TB, vm *bpf.VM, packet []byte) bool {
+	t.Helper()
+	n, err := vm.Run(packet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n != 0 && n != wholePacket {
+		t.Fatalf("the filter passes %d bytes, want none or all", n)
+	}
+	return n != 0
+}
+
+// tcpHeader returns a segment's header.
+func tcpHeader(port uint16, flags detector.TCPFlags) []byte {
+	h := make([]byte, 20)
+	binary.BigEndian.PutUint16(h, 40000)
+	binary.BigEndian.PutUint16(h[2:], port)
+	h[12] = 5 << 4
+	h[13] = byte(flags)
+	return h
+}
+
+func udpDatagram(port uint16) []byte {
+	h := make([]byte, 12)
+	binary.BigEndian.PutUint16(h, 40000)
+	binary.BigEndian.PutUint16(h[2:], port)
+	binary.BigEndian.PutUint16(h[4:], uint16(len(h)))
+	return h
+}
+
+// inIPv4 returns payload in an IPv4 packet with so many bytes of options; the
+// fragment field holds flags and offset.
+func inIPv4(proto detector.Proto, fragment uint16, options int, payload []byte) []byte {
+	h := make([]byte, 20+options)
+	h[0] = 4<<4 | byte(len(h)/4)
+	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+len(payload)))
+	binary.BigEndian.PutUint16(h[6:], fragment)
+	h[8], h[9] = 64, byte(proto)
+	return slices.Concat(h, payload)
+}
+
+func inIPv6(next byte, payload []byte) []byte {
+	h := make([]byte, 40)
+	h[0], h[6], h[7] = 6<<4, next, 64
+	binary.BigEndian.PutUint16(h[4:], uint16(len(payload)))
+	return slices.Concat(h, payload)
+}
+
+func TestFilterPackets(t *testing.T) {
+	const tcp, udp = detector.TCP, detector.UDP
+	const listed, unlisted = 22, 8080
+	syn := tcpHeader(listed, detector.SYN)
+	f := filter{
+		tcp: detector.NewPortSet(detector.PortRange{First: 1, Last: 25}, detector.PortRange{First: 3389, Last: 3389}),
+		udp: detector.NewPortSet(detector.PortRange{First: 53, Last: 53}),
+	}
+	program := f.program(maxPortRanges)
+
+	tests := map[string]struct {
+		etherType uint32
+		data      []byte
+		want      bool
+	}{
+		"SYN to a trap port":              {ethPIP, inIPv4(tcp, 0, 0, syn), true},
+		"SYN to another port":             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(unlisted, detector.SYN)), false},
+		"SYN to a port listed for UDP":    {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(53, detector.SYN)), false},
+		"FIN":                             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.FIN)), true},
+		"no flags":                        {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, 0)), true},
+		"ECN SYN":                         {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ECE|detector.CWR)), true},
+		"established":                     {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.ACK|detector.PSH)), false},
+		"SYN-ACK":                         {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ACK)), false},
+		"RST":                             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.RST)), false},
+		"UDP to a trap port":              {ethPIP, inIPv4(udp, 0, 0, udpDatagram(53)), true},
+		"UDP to another port":             {ethPIP, inIPv4(udp, 0, 0, udpDatagram(listed)), false},
+		"ICMP":                            {ethPIP, inIPv4(1, 0, 0, syn), false},
+		"SCTP":                            {ethPIP, inIPv4(132, 0, 0, syn), false},
+		"IP options":                      {ethPIP, inIPv4(tcp, 0, 40, syn), true},
+		"IP options, established":         {ethPIP, inIPv4(tcp, 0, 40, tcpHeader(listed, detector.ACK)), false},
+		"do not fragment":                 {ethPIP, inIPv4(tcp, 0x4000, 0, syn), true},
+		"tiny first fragment":             {ethPIP, inIPv4(tcp, 0x2000, 0, syn[:8]), true},
+		"tiny first fragment, other port": {ethPIP, inIPv4(tcp, 0x2000, 0, tcpHeader(unlisted, 0)[:8]), false},
+		"first fragment of UDP":           {ethPIP, inIPv4(udp, 0x2000, 0, udpDatagram(53)[:8]), true},
+		"second fragment":                 {ethPIP, inIPv4(tcp, 0x2001, 0, syn), false},
+		"last fragment":                   {ethPIP, inIPv4(tcp, 0x0001, 0, syn), false},
+		"cut before the flags":            {ethPIP, inIPv4(tcp, 0, 0, syn[:13]), false},
+		"cut before the port":             {ethPIP, inIPv4(udp, 0, 0, udpDatagram(53)[:3]), false},
+		"nothing":                         {ethPIP, nil, false},
+
+		"IPv6 SYN":                 {ethPIPv6, inIPv6(6, syn), true},
+		"IPv6 SYN to another port": {ethPIPv6, inIPv6(6, tcpHeader(unlisted, detector.SYN)), false},
+		"IPv6 established":         {ethPIPv6, inIPv6(6, tcpHeader(listed, detector.ACK)), false},
+		"IPv6 UDP":                 {ethPIPv6, inIPv6(17, udpDatagram(53)), true},
+		"IPv6 UDP to another port": {ethPIPv6, inIPv6(17, udpDatagram(54)), false},
+		"IPv6 ICMP":                {ethPIPv6, inIPv6(58, syn), false},
+		"IPv6 ESP":                 {ethPIPv6, inIPv6(50, syn), false},
+		"hop-by-hop options":       {ethPIPv6, inIPv6(0, syn), true},
+		"routing header":           {ethPIPv6, inIPv6(43, syn), true},
+		"fragment header":          {ethPIPv6, inIPv6(44, syn), true},
+		"authentication header":    {ethPIPv6, inIPv6(51, syn), true},
+		"destination options":      {ethPIPv6, inIPv6(60, syn), true},
+
+		"second tag of VLAN 0":         {ethP8021Q, append([]byte{0xe0, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
+		"second tag of VLAN 5":         {ethP8021Q, append([]byte{0xe0, 0x05, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), false},
+		"second service tag of VLAN 0": {ethP8021AD, append([]byte{0x00, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
+		"ARP":                          {0x0806, inIPv4(tcp, 0, 0, syn), false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := passes(t, filterVM(t, program, frameFacts{etherType: tt.etherType}), tt.data); got != tt.want {
+				t.Errorf("passed: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestFilterFrames(t *testing.T) {
+	everyOther := make([]uint32, 2*maxInterfaceRanges)
+	for i := range everyOther {
+		everyOther[i] = uint32(2*i + 1)
+	}
+	tests := map[string]struct {
+		filter filter
+		facts  frameFacts
+		want   bool
+	}{
+		"for us":                             {filter{}, frameFacts{index: 3}, true},
+		"for all":                            {filter{}, frameFacts{packetType: 1}, false},
+		"for another host":                   {filter{}, frameFacts{packetType: 3}, false},
+		"going out":                          {filter{}, frameFacts{packetType: 4}, false},
+		"priority tag":                       {filter{}, frameFacts{tagged: true, tag: 0xe000}, true},
+		"VLAN 5":                             {filter{}, frameFacts{tagged: true, tag: 0xe005}, false},
+		"stale tag":                          {filter{}, frameFacts{tag: 5}, true},
+		"loopback":                           {filter{}, frameFacts{linkType: arphrdLoopback}, true},
+		"loopback not wanted":                {filter{skipLoopbacks: true}, frameFacts{linkType: arphrdLoopback}, false},
+		"loopback not wanted, Ethernet":      {filter{skipLoopbacks: true}, frameFacts{linkType: 1}, true},
+		"named":                              {filter{only: []uint32{9, 3, 4}}, frameFacts{index: 4}, true},
+		"not named":                          {filter{only: []uint32{9, 3, 4}}, frameFacts{index: 5}, false},
+		"none of the named exists":           {filter{only: []uint32{}}, frameFacts{index: 5}, false},
+		"port of a bridge":                   {filter{except: []uint32{7}}, frameFacts{index: 7}, false},
+		"beside a port of a bridge":          {filter{except: []uint32{7}}, frameFacts{index: 8}, true},
+		"very many named":                    {filter{only: everyOther}, frameFacts{index: 255}, true},
+		"outside very many named":            {filter{only: everyOther}, frameFacts{index: 256}, false},
+		"more ports of bridges than we list": {filter{except: everyOther}, frameFacts{index: 1}, true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			tt.filter.tcp = detector.NewPortSet(detector.PortRange{First: 22, Last: 22})
+			tt.facts.etherType = ethPIP
+			packet := inIPv4(detector.TCP, 0, 0, tcpHeader(22, detector.SYN))
+			vm := filterVM(t, tt.filter.program(maxPortRanges), tt.facts)
+			if got := passes(t, vm, packet); got != tt.want {
+				t.Errorf("passed: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// portSets are sets of every shape, from none to more ranges than fit.
+func portSets() map[string]detector.PortSet {
+	random := rand.New(rand.NewPCG(1, 2))
+	var few, most, scattered []detector.PortRange
+	for range 60 {
+		port := uint16(random.Uint32())
+		few = append(few, detector.PortRange{First: port, Last: port})
+	}
+	for range maxPortRanges {
+		first := uint16(random.Uint32())
+		most = append(most, detector.PortRange{First: first, Last: first + uint16(random.IntN(20))})
+	}
+	for port := 1; port < 1<<16; port += 2 {
+		scattered = append(scattered, detector.PortRange{First: uint16(port), Last: uint16(port)})
+	}
+	return map[string]detector.PortSet{
+		"none":      {},
+		"all":       detector.NewPortSet(detector.PortRange{First: 0, Last: 65535}),
+		"ends":      detector.NewPortSet(detector.PortRange{First: 0, Last: 0}, detector.PortRange{First: 65535, Last: 65535}),
+		"few":       detector.NewPortSet(few...),
+		"most":      detector.NewPortSet(most...),
+		"scattered": detector.NewPortSet(scattered...),
+	}
+}
+
+func TestFilterPorts(t *testing.T) {
+	for name, set := range portSets() {
+		t.Run(name, func(t *testing.T) {
+			f := filter{tcp: set, udp: set}
+			vm := filterVM(t, f.program(maxPortRanges), frameFacts{etherType: ethPIP})
+			exact := len(set.Ranges()) <= maxPortRanges
+			for port := range 1 << 16 {
+				got := passes(t, vm, inIPv4(detector.TCP, 0, 0, tcpHeader(uint16(port), detector.SYN)))
+				want := set.Contains(uint16(port))
+				if got != want && (exact || want) {
+					t.Fatalf("port %d passed: %v, want %v", port, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestFilterFitsTheKernel(t *testing.T) {
+	const kernelLimit = 4096
+	scattered := portSets()["scattered"]
+	apart := make([]uint32, maxInterfaceRanges)
+	for i := range apart {
+		apart[i] = uint32(10 * i)
+	}
+	f := filter{tcp: scattered, udp: scattered, only: apart, except: apart, skipLoopbacks: true}
+	program := f.program(maxPortRanges)
+	if len(program) > kernelLimit {
+		t.Errorf("the longest program has %d instructions, want at most %d", len(program), kernelLimit)
+	}
+	if _, err := bpf.Assemble(program); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCoarsen(t *testing.T) {
+	spans := []span{{1, 1}, {3, 3}, {5, 9}, {20, 20}, {22, 22}, {40, 50}}
+	tests := map[string]struct {
+		limit int
+		want  []span
+	}{
+		"fits":              {6, spans},
+		"one gap of three":  {5, []span{{1, 3}, {5, 9}, {20, 20}, {22, 22}, {40, 50}}},
+		"all small gaps":    {3, []span{{1, 9}, {20, 22}, {40, 50}}},
+		"down to one":       {1, []span{{1, 50}}},
+		"one at the least":  {0, []span{{1, 50}}},
+		"a medium gap, too": {2, []span{{1, 22}, {40, 50}}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, coarsen(spans, tt.limit), cmp.AllowUnexported(span{})); diff != "" {
+				t.Errorf("coarsen to %d (-want +got):\n%s", tt.limit, diff)
+			}
+		})
+	}
+}
+
+func BenchmarkFilterProgram(b *testing.B) {
+	for name, set := range portSets() {
+		b.Run(name, func(b *testing.B) {
+			f := filter{tcp: set, udp: set}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := bpf.Assemble(f.program(maxPortRanges)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,256 @@
+package capture
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// Services knows which ports local services hold, from the kernel's socket
+// tables (sock_diag), so that their clients are not taken for probes. It is
+// safe for concurrent use.
+//
+// It reads listening TCP sockets and all UDP sockets with a port, never
+// established connections. A snapshot serves for a short while, so that a flood
+// costs no more than a trickle; it takes no privilege.
+//
+// If the kernel's tables cannot be read, the last snapshot stays in force:
+// services rarely change, so it is nearly always right, whereas any other
+// answer would report all clients or hide all probes.
+//
+// A port that the firewall redirects to a service elsewhere has no socket here
+// and counts as free.
+type Services struct {
+	log      *logrus.Entry
+	table    atomic.Pointer[serviceTable] // never nil
+	failures atomic.Uint64
+
+	warned logLimit
+
+	mu      sync.Mutex // held while a snapshot is read
+	sockets *dumper
+	closed  bool
+}
+
+// How long a snapshot serves. Reading must cost at most a hundredth of a CPU,
+// but no snapshot serves for more than 100 ms, except where there are so many
+// sockets that this would take a tenth.
+const (
+	maxServiceAge  = 100 * time.Millisecond
+	minServiceAge  = 5 * time.Millisecond
+	usualCostRatio = 100
+	leastCostRatio = 10
+)
+
+func serviceAge(cost time.Duration) time.Duration {
+	return max(min(cost*usualCostRatio, maxServiceAge), cost*leastCostRatio, minServiceAge)
+}
+
+// NewServices reads the socket tables for the first time, in the network
+// namespace of the calling thread. log tells of failures; nil means silence.
+func NewServices(log *logrus.Entry) (*Services, error) {
+	if log == nil {
+		log = silentLog()
+	}
+	sockets, err := newDumper(unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, err
+	}
+	s := &Services{log: log, sockets: sockets}
+	table, err := readServices(sockets)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read the socket tables: %w", err), sockets.close())
+	}
+	s.table.Store(table)
+	return s, nil
+}
+
+// Close frees the netlink socket. The last snapshot stays in force.
+func (s *Services) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	return s.sockets.close()
+}
+
+// Failures returns how often the socket tables could not be read.
+func (s *Services) Failures() uint64 { return s.failures.Load() }
+
+// InUse reports whether a local service holds target: a socket bound to its
+// port, and to its address or to all. It does for [detector.Policy] what
+// PortSentry's service check does, without touching the port.
+//
+// A socket on all IPv6 addresses holds IPv4 ones too unless it is IPv6-only.
+// A UDP socket that is connected to one peer holds its port for all. A socket
+// bound to an interface counts on every interface.
+func (s *Services) InUse(proto detector.Proto, target netip.AddrPort) bool {
+	return s.current().holds(proto, target)
+}
+
+// current returns a snapshot that still serves. Whoever finds it too old reads
+// the next one; others wait for that.
+func (s *Services) current() *serviceTable {
+	if t := s.table.Load(); time.Now().Before(t.expires) {
+		return t
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.table.Load()
+	if s.closed || time.Now().Before(old.expires) {
+		return old
+	}
+	fresh, err := readServices(s.sockets)
+	if err != nil {
+		s.failures.Add(1)
+		if s.warned.allow(time.Now()) {
+			s.log.WithError(err).Warn("socket tables cannot be read; services are those known before")
+		}
+		fresh = &serviceTable{ports: old.ports, expires: time.Now().Add(maxServiceAge)}
+	}
+	s.table.Store(fresh)
+	return fresh
+}
+
+// A serviceTable is one snapshot. It is immutable once stored.
+type serviceTable struct {
+	ports   map[uint32]*holders // by portKey
+	expires time.Time
+}
+
+// portKey is a number, because maps are fastest with these.
+func portKey(proto detector.Proto, port uint16) uint32 { return uint32(proto)<<16 | uint32(port) }
+
+// holders are the addresses that sockets on one port are bound to.
+type holders struct {
+	all4, all6 bool
+	addrs      map[netip.Addr]struct{}
+}
+
+func (t *serviceTable) holds(proto detector.Proto, target netip.AddrPort) bool {
+	h := t.ports[portKey(proto, target.Port())]
+	if h == nil {
+		return false
+	}
+	addr := target.Addr().Unmap().WithZone("")
+	if addr.Is4() && h.all4 || addr.Is6() && h.all6 {
+		return true
+	}
+	_, bound := h.addrs[addr]
+	return bound
+}
+
+// The dumps that make up a snapshot. In each, the kernel leaves out all
+// sockets in other states.
+var serviceDumps = []struct {
+	proto  detector.Proto
+	family uint8
+	states uint32
+}{
+	{detector.TCP, unix.AF_INET, 1 << unix.BPF_TCP_LISTEN},
+	{detector.TCP, unix.AF_INET6, 1 << unix.BPF_TCP_LISTEN},
+	// An unconnected UDP socket is in state CLOSE, a connected one ESTABLISHED.
+	{detector.UDP, unix.AF_INET, 1<<unix.BPF_TCP_CLOSE | 1<<unix.BPF_TCP_ESTABLISHED},
+	{detector.UDP, unix.AF_INET6, 1<<unix.BPF_TCP_CLOSE | 1<<unix.BPF_TCP_ESTABLISHED},
+}
+
+// Sizes and offsets in struct inet_diag_req_v2 and struct inet_diag_msg.
+const (
+	diagRequestSize     = 56
+	diagRequestStatesAt = 4
+
+	diagAnswerSize   = 72
+	diagAnswerPortAt = 4
+	diagAnswerAddrAt = 8
+)
+
+// diagV6Only is the attribute that says whether a socket is IPv6-only. The
+// kernel adds it for listening and unconnected IPv6 sockets.
+const diagV6Only = 11
+
+func readServices(sockets *dumper) (*serviceTable, error) {
+	began := time.Now()
+	t := &serviceTable{ports: make(map[uint32]*holders)}
+	for _, d := range serviceDumps {
+		request := make([]byte, diagRequestSize)
+		request[0], request[1] = d.family, uint8(d.proto)
+		binary.NativeEndian.PutUint32(request[diagRequestStatesAt:], d.states)
+		answers, err := sockets.dump(unix.SOCK_DIAG_BY_FAMILY, request)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("%v: %w; the kernel module %s_diag is needed", d.proto, err, strings.ToLower(d.proto.String()))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%v: %w", d.proto, err)
+		}
+		for _, m := range answers {
+			if err := t.add(d.proto, m.Data); err != nil {
+				return nil, fmt.Errorf("%v: %w", d.proto, err)
+			}
+		}
+	}
+	now := time.Now()
+	t.expires = now.Add(serviceAge(now.Sub(began)))
+	return t, nil
+}
+
+// add takes one struct inet_diag_msg with its attributes.
+func (t *serviceTable) add(proto detector.Proto, answer []byte) error {
+	if len(answer) < diagAnswerSize {
+		return fmt.Errorf("an answer of %d bytes, shorter than its header", len(answer))
+	}
+	port := binary.BigEndian.Uint16(answer[diagAnswerPortAt:])
+	if port == 0 {
+		return nil
+	}
+	addr := netip.AddrFrom4([4]byte(answer[diagAnswerAddrAt:]))
+	if answer[0] == unix.AF_INET6 {
+		addr = netip.AddrFrom16([16]byte(answer[diagAnswerAddrAt:])).Unmap()
+	}
+	key := portKey(proto, port)
+	h := t.ports[key]
+	if h == nil {
+		h = new(holders)
+		t.ports[key] = h
+	}
+	switch {
+	case !addr.IsUnspecified():
+		if h.addrs == nil {
+			h.addrs = make(map[netip.Addr]struct{})
+		}
+		h.addrs[addr] = struct{}{}
+	case addr.Is4():
+		h.all4 = true
+	default:
+		v6Only, err := isV6Only(answer[diagAnswerSize:])
+		if err != nil {
+			return err
+		}
+		h.all6 = true
+		h.all4 = h.all4 || !v6Only
+	}
+	return nil
+}
+
+func isV6Only(attributes []byte) (bool, error) {
+	d, err := netlink.NewAttributeDecoder(attributes)
+	if err != nil {
+		return false, err
+	}
+	only := false
+	for d.Next() {
+		if d.Type() == diagV6Only {
+			only = d.Uint8() != 0
+		}
+	}
+	return only, d.Err()
+}

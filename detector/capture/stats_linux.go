@@ -1,0 +1,80 @@
+package capture
+
+import (
+	"maps"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stats are a packet socket's counters since it was opened. Every packet that
+// passed the kernel's filter was lost there, became a probe, or is counted
+// under the reason why not; the latest may not be counted yet.
+type Stats struct {
+	Packets uint64 // passed the kernel's filter
+	Lost    uint64 // of these, found the ring full: never seen by anyone
+	Probes  uint64 // handed to the observer
+
+	NotProbes uint64 // segments with ACK or RST that the filter could not tell
+	Unwatched uint64 // for a port or from an interface that the filter could not tell
+	NotLocal  uint64 // for an address that this host does not have
+
+	Undecoded map[string]uint64 // packets by why they are neither segment nor datagram
+
+	BrokenBlocks uint64 // blocks of the ring that made no sense: a fault of the kernel
+}
+
+// packetCounts are the counters that the reader keeps, of one block.
+type packetCounts struct {
+	probes, notProbes, unwatched, notLocal uint64
+	undecoded                              [dropReasons]uint64
+	brokenBlocks                           uint64
+}
+
+// count adds what became of a block's packets.
+func (s *PacketSocket) count(c *packetCounts) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Probes += c.probes
+	s.stats.NotProbes += c.notProbes
+	s.stats.Unwatched += c.unwatched
+	s.stats.NotLocal += c.notLocal
+	s.stats.BrokenBlocks += c.brokenBlocks
+	for reason, n := range c.undecoded {
+		if n == 0 {
+			continue
+		}
+		if s.stats.Undecoded == nil {
+			s.stats.Undecoded = make(map[string]uint64)
+		}
+		s.stats.Undecoded[dropReason(reason).String()] += n
+	}
+}
+
+// Stats returns the counters.
+func (s *PacketSocket) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.collectLocked()
+	}
+	stats := s.stats
+	stats.Undecoded = maps.Clone(stats.Undecoded)
+	return stats
+}
+
+// collectLocked adds the kernel's counters, which start anew with each reading.
+func (s *PacketSocket) collectLocked() {
+	if s.ring == nil { // never opened
+		return
+	}
+	// What could fail here is only an argument of ours.
+	_ = s.control(func(fd int) error {
+		counters, err := unix.GetsockoptTpacketStatsV3(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+		if err != nil {
+			return err
+		}
+		s.stats.Packets += uint64(counters.Packets)
+		s.stats.Lost += uint64(counters.Drops)
+		return nil
+	})
+}
