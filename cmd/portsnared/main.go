@@ -1,0 +1,153 @@
+// Command portsnared is the detector daemon: it watches a host's interfaces
+// for probes to trap ports and reports them, or replays a capture file.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+
+	"github.com/portsnare/portsnare/internal/version"
+	"github.com/portsnare/portsnare/parsers/conf"
+)
+
+// Exit statuses.
+const (
+	exitOK    = 0
+	exitFault = 1 // configuration, privileges, interfaces, input
+	exitUsage = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// options are the command line.
+type options struct {
+	config     string
+	interfaces []string
+	replay     string
+	local      []string
+	json       bool
+	debug      bool
+	version    bool
+	help       bool
+}
+
+func newFlags(o *options) *pflag.FlagSet {
+	flags := pflag.NewFlagSet("portsnared", pflag.ContinueOnError)
+	flags.SortFlags = false
+	flags.Usage = func() {} // run prints faults and help itself
+	flags.StringVarP(&o.config, "config", "c", "", "read the configuration from `FILE`: native if it ends in .toml, else PortSentry's")
+	flags.StringArrayVarP(&o.interfaces, "interface", "i", nil, "watch `NAME`, instead of what the configuration says; may be repeated;\n\"all\" and \"all-but-loopback\" stand for many")
+	flags.StringVarP(&o.replay, "replay", "r", "", "report what is in the capture `FILE` (pcap or pcapng, - for standard input) and end")
+	flags.StringSliceVar(&o.local, "local", nil, "with -r: the `ADDRESS`es of the captured host, separated by commas\n(default: worked out from the capture)")
+	flags.BoolVar(&o.json, "json", false, "print events as JSON instead of PortSentry lines")
+	flags.BoolVarP(&o.debug, "debug", "d", false, "log more")
+	flags.BoolVarP(&o.version, "version", "V", false, "print the version and end")
+	flags.BoolVarP(&o.help, "help", "h", false, "print this help and end")
+	return flags
+}
+
+const helpHead = `portsnared watches this host for port scans and reports every probe of a trap
+port: one line as PortSentry prints it, and a JSON event if asked for. It bans
+nobody.
+
+Usage:
+  portsnared [-c FILE] [-i NAME]...        watch (needs root or CAP_NET_RAW)
+  portsnared -r FILE [-c FILE] [--json]    replay a capture, as any user
+
+Without -c it watches all interfaces for probes of a built-in list of ports.
+
+Options:
+`
+
+const helpTail = `
+Signals: SIGHUP reads the configuration again, SIGTERM and SIGINT end the
+daemon in order, a second one at once.
+
+Exit status: 0 in order, 1 something failed, 2 wrong usage.
+
+Examples:
+  portsnared -c /etc/portsnare/portsnare.toml
+  tcpdump -w - -i eth0 | portsnared -r - --local 192.0.2.2
+`
+
+// run is main without the process.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	var o options
+	flags := newFlags(&o)
+	err := flags.Parse(args)
+	switch {
+	case err != nil:
+	case o.help:
+		fmt.Fprint(stdout, helpHead, flags.FlagUsages(), helpTail)
+		return exitOK
+	case o.version:
+		fmt.Fprintln(stdout, "portsnared", version.String())
+		return exitOK
+	case flags.NArg() > 0:
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case flags.Changed("local") && o.replay == "":
+		err = errors.New("--local goes with --replay")
+	case flags.Changed("interface") && o.replay != "":
+		err = errors.New("--interface does not go with --replay")
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "portsnared: %v\nTry portsnared --help.\n", err)
+		return exitUsage
+	}
+
+	log := newLog(stderr, o.debug)
+	act := watch
+	if o.replay != "" {
+		act = replay
+	}
+	if err := act(o, log, stdin, stdout); err != nil {
+		for line := range strings.Lines(err.Error()) { // a faulty file has a line for each fault
+			fmt.Fprintln(stderr, "portsnared:", strings.TrimSuffix(line, "\n"))
+		}
+		return exitFault
+	}
+	return exitOK
+}
+
+func newLog(stderr io.Writer, debug bool) *logrus.Entry {
+	log := logrus.New()
+	log.SetOutput(stderr)
+	log.SetFormatter(&logrus.TextFormatter{FullTimestamp: true})
+	if debug {
+		log.SetLevel(logrus.DebugLevel)
+	}
+	return logrus.NewEntry(log)
+}
+
+// loadConfig reads the configuration that the options name, or the embedded
+// one, and logs its warnings.
+func loadConfig(o options, log *logrus.Entry) (conf.Config, error) {
+	if o.config == "" {
+		return withOptions(conf.Default(), o), nil
+	}
+	cfg, warnings, err := conf.Load(o.config)
+	for _, w := range warnings {
+		log.Warn(w)
+	}
+	return withOptions(cfg, o), err
+}
+
+// withOptions lets the command line win over the file.
+func withOptions(cfg conf.Config, o options) conf.Config {
+	if len(o.interfaces) > 0 {
+		cfg.Interfaces = o.interfaces
+	}
+	if o.json {
+		cfg.Log.NoStdout = true
+		cfg.Events.JSON = "-"
+	}
+	return cfg
+}

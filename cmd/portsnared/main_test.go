@@ -1,0 +1,40 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/portsnare/portsnare/internal/nettest"
+)
+
+// asProgram makes the test binary behave as portsnared, so that tests can start
+// it on a test host.
+const asProgram = "PORTSNARED_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+	}
+	nettest.Isolate()
+	testscript.Main(m, map[string]func(){"portsnared": main})
+}
+
+func TestScripts(t *testing.T) {
+	fixtures, err := filepath.Abs("../../detector/capture/testdata")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("FIXTURES", fixtures)
+			env.Setenv("TZ", "UTC")
+			return nil
+		},
+	})
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/portsnare/portsnare/internal/logfile"
+	"github.com/portsnare/portsnare/internal/version"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/outputs/jsonlog"
+	"github.com/portsnare/portsnare/outputs/portsentrylog"
+	"github.com/portsnare/portsnare/parsers/conf"
+)
+
+// An outputSet is the outputs that a configuration asks for and what they
+// hold open.
+type outputSet struct {
+	named   []outputs.Named
+	closers []io.Closer
+}
+
+// openOutputs opens the outputs of cfg. Files are created at once, so that a
+// wrong path is an error at the start and log readers find what they watch. A
+// full disk is no reason not to start: it may have room when there is something
+// to write.
+func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
+	set := new(outputSet)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, set.close())
+		}
+	}()
+	printed := logfile.NewStream(stdout)
+	set.closers = append(set.closers, printed)
+	if !cfg.Log.NoStdout {
+		set.add("stdout", portsentrylog.NewLines(printed))
+	}
+	if cfg.Log.History != "" {
+		history, err := set.file(cfg.Log.History, 0o644)
+		if err != nil {
+			return nil, fmt.Errorf("history: %w", err)
+		}
+		set.add("history", portsentrylog.NewHistory(history, time.Local))
+	}
+	if cfg.Log.Syslog {
+		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{Tag: cfg.Log.SyslogTag})
+		set.closers = append(set.closers, syslog)
+		set.add("syslog", syslog)
+	}
+	if cfg.Events.JSON != "" {
+		var to jsonlog.Appender = printed
+		if cfg.Events.JSON != "-" {
+			if to, err = set.file(cfg.Events.JSON, 0o640); err != nil {
+				return nil, fmt.Errorf("events: %w", err)
+			}
+		}
+		set.add("json", jsonlog.New(to, jsonOptions()))
+	}
+	return set, nil
+}
+
+func jsonOptions() jsonlog.Options {
+	host, _ := os.Hostname() // without a name the field is left out
+	return jsonlog.Options{BootID: rand.Text(), Hostname: host, Version: version.String()}
+}
+
+func (s *outputSet) add(name string, o outputs.Output) {
+	s.named = append(s.named, outputs.Named{Name: name, Output: o})
+}
+
+func (s *outputSet) file(path string, mode os.FileMode) (*logfile.File, error) {
+	f := logfile.New(path, mode)
+	s.closers = append(s.closers, f)
+	err := f.Open()
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = nil // the dispatcher reports it as long as it lasts
+	}
+	return f, err
+}
+
+// close writes what the outputs still hold and closes them.
+func (s *outputSet) close() error {
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}

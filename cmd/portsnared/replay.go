@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/detector/capture"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/outputs/jsonlog"
+	"github.com/portsnare/portsnare/outputs/portsentrylog"
+)
+
+// replay reports the probes in a capture file. What it prints follows from the
+// capture and the configuration alone.
+func replay(o options, log *logrus.Entry, stdin io.Reader, stdout io.Writer) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	cfg, err := loadConfig(o, log)
+	if err != nil {
+		return err
+	}
+	local, err := parseAddrs(o.local)
+	if err != nil {
+		return err
+	}
+	file, err := openCapture(o.replay, stdin)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	survey, err := survey(ctx, file, local, log)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.replay, err)
+	}
+	policy, err := newPolicy(cfg, survey.InUse, log)
+	if err != nil {
+		return err
+	}
+	printed := bufio.NewWriterSize(stdout, 1<<16)
+	printer := &printer{engine: detector.New(policy), output: replayOutput(o, printed)}
+	stats, err := capture.Replay(ctx, file, survey, printer.observe)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", o.replay, err)
+	}
+	log.WithFields(logrus.Fields{"packets": stats.Packets, "probes": stats.Probes}).Debug("capture replayed")
+	return errors.Join(printer.flush(), printed.Flush(), err)
+}
+
+// parseAddrs parses the addresses given with --local.
+func parseAddrs(texts []string) ([]netip.Addr, error) {
+	var addrs []netip.Addr
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(strings.TrimSpace(text))
+		if err != nil {
+			return nil, fmt.Errorf("--local %s: not an IP address", text)
+		}
+		addrs = append(addrs, addr)
+	}
+	return addrs, nil
+}
+
+// survey learns from the capture what the host is, and goes back to its start.
+func survey(ctx context.Context, file io.ReadSeeker, local []netip.Addr, log *logrus.Entry) (*capture.Survey, error) {
+	s, err := capture.Inspect(ctx, file, local...)
+	if err != nil {
+		return nil, err
+	}
+	if len(local) == 0 {
+		log.WithField("local", s.Local()).Info("local addresses worked out from the capture; --local sets them")
+	}
+	if n := s.Uncounted(); n > 0 {
+		log.WithField("packets", n).Warn("more addresses than a survey remembers; services may be taken for closed ports")
+	}
+	_, err = file.Seek(0, io.SeekStart)
+	return s, err
+}
+
+// openCapture opens the named capture, which has to be read twice. What can be
+// read only once, such as a pipe, is copied to a temporary file without a name.
+func openCapture(name string, stdin io.Reader) (io.ReadSeekCloser, error) {
+	from := io.NopCloser(stdin)
+	if name != "-" {
+		file, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		from = file
+	} else if file, ok := stdin.(*os.File); ok {
+		from = file
+	}
+	if file, ok := from.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
+			return file, nil
+		}
+	}
+	defer from.Close()
+	copied, err := os.CreateTemp("", "portsnared-")
+	if err != nil {
+		return nil, fmt.Errorf("keep a copy of the capture: %w", err)
+	}
+	if err := errors.Join(os.Remove(copied.Name()), fill(copied, from)); err != nil {
+		return nil, errors.Join(fmt.Errorf("keep a copy of the capture: %w", err), copied.Close())
+	}
+	return copied, nil
+}
+
+func fill(file *os.File, from io.Reader) error {
+	if _, err := io.Copy(file, from); err != nil {
+		return err
+	}
+	_, err := file.Seek(0, io.SeekStart)
+	return err
+}
+
+// replayOutput returns what prints the events. Nothing of this host and this
+// moment gets in, so that the same capture gives the same bytes everywhere.
+func replayOutput(o options, w io.Writer) outputs.Output {
+	if o.json {
+		return jsonlog.New(appender{w}, jsonlog.Options{BootID: "replay"})
+	}
+	return portsentrylog.NewLines(appender{w})
+}
+
+// appender writes records to a writer that may take its time.
+type appender struct{ io.Writer }
+
+// Append writes a batch of records.
+func (a appender) Append(records []byte) error {
+	_, err := a.Write(records)
+	return err
+}
+
+// A printer takes probes through the engine to an output, without a dispatcher:
+// a replay can wait for its reader.
+type printer struct {
+	engine *detector.Engine
+	output outputs.Output
+	events []detector.Event
+	err    error // of the first delivery that failed
+}
+
+// printBatch is how many events are printed at once.
+const printBatch = 256
+
+func (p *printer) observe(probe detector.Probe) detector.Decision {
+	decision := p.engine.Observe(probe)
+	if decision.Report {
+		p.events = append(p.events, decision.Event)
+	}
+	if len(p.events) >= printBatch {
+		_ = p.flush() // p.err keeps what went wrong
+	}
+	return decision
+}
+
+// flush prints what waits and returns what went wrong so far.
+func (p *printer) flush() error {
+	if p.err == nil {
+		p.err = p.output.Deliver(context.Background(), p.events)
+	}
+	p.events = p.events[:0]
+	return p.err
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/detector/capture"
+	"github.com/portsnare/portsnare/internal/version"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/parsers/conf"
+)
+
+// A daemon is everything that runs while portsnared watches.
+type daemon struct {
+	options options
+	log     *logrus.Entry
+
+	services   *capture.Services
+	socket     *capture.PacketSocket
+	engine     *detector.Engine
+	dispatcher *outputs.Dispatcher
+	outputs    *outputSet
+
+	config conf.Config // in force; only reload changes it
+}
+
+// watch reports probes until a signal ends it.
+func watch(o options, log *logrus.Entry, _ io.Reader, stdout io.Writer) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	context.AfterFunc(ctx, stop)   // so that a second signal ends the process at once
+	signal.Ignore(syscall.SIGPIPE) // whoever read our output may go; detection stays
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+
+	cfg, err := loadConfig(o, log)
+	if err != nil {
+		return err
+	}
+	d, err := newDaemon(o, cfg, log, stdout)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.run(ctx, reload), d.close())
+}
+
+// newDaemon opens what needs privileges and builds everything, without
+// starting anything.
+func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) (_ *daemon, err error) {
+	d := &daemon{options: o, log: log, config: cfg}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	d.services, err = capture.NewServices(log)
+	if err != nil {
+		return nil, err
+	}
+	policy, err := newPolicy(cfg, d.services.InUse, log)
+	if err != nil {
+		return nil, err
+	}
+	d.engine = detector.New(policy)
+	d.socket, err = capture.Open(capture.SniffConfig{
+		Interfaces: cfg.Interfaces, TCP: cfg.Detect.TCPPorts, UDP: cfg.Detect.UDPPorts, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.outputs, err = openOutputs(cfg, stdout)
+	if err != nil {
+		return nil, err
+	}
+	d.dispatcher = outputs.NewDispatcher(log, nil, d.outputs.named)
+	return d, nil
+}
+
+// run watches until ctx ends, then drains what is on its way.
+func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
+	// Outputs stop after capture, so that nothing captured is lost.
+	dispatching, stopDispatcher := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopDispatcher()
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		d.dispatcher.Run(dispatching)
+	}()
+
+	d.log.WithFields(logrus.Fields{
+		"version":   version.String(),
+		"tcp_ports": d.config.Detect.TCPPorts.Len(),
+		"udp_ports": d.config.Detect.UDPPorts.Len(),
+	}).Info("portsnare is active")
+	d.tell(detector.DaemonStarted, "")
+
+	tasks, ctx := errgroup.WithContext(ctx)
+	tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
+	tasks.Go(func() error { return d.watchLosses(ctx) })
+	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
+	err := tasks.Wait()
+
+	d.tell(detector.DaemonStopped, "")
+	stopDispatcher()
+	<-drained
+	d.logCounters()
+	return err
+}
+
+// observe takes a probe through the engine to the dispatcher.
+func (d *daemon) observe(p detector.Probe) detector.Decision {
+	decision := d.engine.Observe(p)
+	d.dispatcher.Submit(decision)
+	return decision
+}
+
+// tell reports an event about the daemon itself.
+func (d *daemon) tell(action detector.Action, reason string) {
+	event := d.engine.Note(detector.Event{At: time.Now(), Action: action, Reason: reason})
+	d.dispatcher.Submit(detector.Decision{Report: true, Event: event})
+}
+
+// close gives back what newDaemon opened; it also serves a half-built daemon.
+func (d *daemon) close() error {
+	var errs []error
+	if d.socket != nil {
+		errs = append(errs, d.socket.Close())
+	}
+	if d.services != nil {
+		errs = append(errs, d.services.Close())
+	}
+	if d.outputs != nil {
+		errs = append(errs, d.outputs.close())
+	}
+	return errors.Join(errs...)
+}
+
+// lossInterval is how often losses are looked for and reported.
+const lossInterval = 10 * time.Second
+
+// watchLosses reports packets and events that were dropped, at most once per
+// interval: silence would look like peace.
+func (d *daemon) watchLosses(ctx context.Context) error {
+	tick := time.NewTicker(lossInterval)
+	defer tick.Stop()
+	var known losses
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		now := d.losses()
+		d.reportLosses(now.since(known))
+		known = now
+	}
+}
+
+// losses count what was dropped since the start.
+type losses struct {
+	packets uint64 // by the kernel, because its buffer was full
+	events  uint64 // by the dispatcher, because an output was too slow or failed
+}
+
+func (d *daemon) losses() losses {
+	stats := d.dispatcher.Stats()
+	l := losses{packets: d.socket.Stats().Lost, events: stats.Dropped}
+	for _, o := range stats.Outputs {
+		l.events += o.Dropped
+	}
+	return l
+}
+
+func (l losses) since(before losses) losses {
+	return losses{packets: l.packets - before.packets, events: l.events - before.events}
+}
+
+func (d *daemon) reportLosses(l losses) {
+	if l == (losses{}) {
+		return
+	}
+	d.log.WithFields(logrus.Fields{"packets": l.packets, "events": l.events}).Warn("packets or events lost")
+	event := d.engine.Note(detector.Event{
+		At: time.Now(), Action: detector.PacketsLost, Lost: l.packets + l.events,
+		Reason: fmt.Sprintf("%d packets by the kernel, %d events on the way to outputs", l.packets, l.events),
+	})
+	d.dispatcher.Submit(detector.Decision{Report: true, Event: event})
+}
+
+// reloadOn reads the configuration again on every signal.
+func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
+	for {
+		select {
+		case <-signals:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := d.reload(); err != nil {
+			d.log.WithError(err).Error("configuration not reloaded, the old one stays in force")
+			continue
+		}
+		d.log.Info("configuration reloaded")
+		d.tell(detector.ConfigReloaded, "")
+	}
+}
+
+// reload puts a changed configuration in force, or changes nothing.
+func (d *daemon) reload() error {
+	cfg, err := loadConfig(d.options, d.log)
+	if err != nil {
+		return err
+	}
+	policy, err := newPolicy(cfg, d.services.InUse, d.log)
+	if err != nil {
+		return err
+	}
+	if err := d.socket.SetPorts(cfg.Detect.TCPPorts, cfg.Detect.UDPPorts); err != nil {
+		return err
+	}
+	d.engine.SetPolicy(policy)
+	if !slices.Equal(cfg.Interfaces, d.config.Interfaces) || cfg.Log != d.config.Log || cfg.Events != d.config.Events {
+		d.log.Warn("changed interfaces and outputs take effect at the next start")
+		cfg.Interfaces, cfg.Log, cfg.Events = d.config.Interfaces, d.config.Log, d.config.Events
+	}
+	d.config = cfg
+	return nil
+}
+
+// logCounters says at the end what was seen, done and lost.
+func (d *daemon) logCounters() {
+	engine, lost := d.engine.Stats(), d.losses()
+	fields := logrus.Fields{
+		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
+		"packets_lost": lost.packets, "events_lost": lost.events,
+	}
+	d.log.WithFields(fields).Info("portsnare has stopped")
+}
