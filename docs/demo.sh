@@ -77,8 +77,8 @@ on target perl -MIO::Socket::INET -e '
 	print STDERR "SOCKS server is up\n";
 	sleep' 2>>/run/log &
 wait_for /run/log 1 'SOCKS server is up'
-on target bin/portsnared >/run/lines 2>>/run/log &
-daemon=$!
+nsenter --net=/run/netns/target -- bin/portsnared >/run/lines 2>>/run/log &
+daemon=$! # its own process ID, so that it gets the signal
 wait_for /run/log 1 'is active'
 
 echo "Host 192.0.2.2 runs Portsnare and a SOCKS server on port 1080; 192.0.2.1 scans it."
