@@ -121,13 +121,13 @@ func readBlock(block []byte) blockReader {
 // Sizes and offsets in struct tpacket3_hdr and in the struct sockaddr_ll that
 // follows it.
 const (
-	frameNextAt    = 0
-	frameSecondsAt = 4
-	frameNanosAt   = 8
-	frameCapturedAt,
-	frameLengthAt = 12, 16
-	frameStatusAt  = 20
-	frameNetworkAt = 26
+	frameNextAt     = 0
+	frameSecondsAt  = 4
+	frameNanosAt    = 8
+	frameCapturedAt = 12
+	frameLengthAt   = 16
+	frameStatusAt   = 20
+	frameNetworkAt  = 26
 
 	addressAt          = unix.SizeofTpacket3Hdr
 	addressEtherTypeAt = addressAt + 2
@@ -180,8 +180,8 @@ func (f *frame) startsWith() uint16 {
 		return f.etherType
 	}
 	id, inner, version := binary.BigEndian.Uint16(f.data)&vlanIDMask, binary.BigEndian.Uint16(f.data[2:]), f.data[4]>>4
-	if id == 0 && (inner == ethPIP && version == 4 || inner == ethPIPv6 && version == 6) {
-		return ethP8021Q
+	if id == 0 && (inner == unix.ETH_P_IP && version == 4 || inner == unix.ETH_P_IPV6 && version == 6) {
+		return unix.ETH_P_8021Q
 	}
 	return f.etherType
 }

@@ -103,15 +103,15 @@ func TestFrameStartsWith(t *testing.T) {
 		data   []byte
 		want   uint16
 	}{
-		"IPv4":                         {untagged, ethPIP, syn4, ethPIP},
-		"IPv4 behind one tag":          {tagged, ethPIP, syn4, ethPIP},
-		"IPv6 behind one tag":          {tagged, ethPIPv6, syn6, ethPIPv6},
-		"IPv4 behind two":              {tagged, ethPIP, tag(0x4000, layers.EthernetTypeIPv4, syn4), ethP8021Q},
-		"IPv6 behind two":              {tagged, ethPIPv6, tag(0x6000, layers.EthernetTypeIPv6, syn6), ethP8021Q},
-		"two tags, announced as such":  {tagged, ethP8021Q, tag(0, layers.EthernetTypeIPv4, syn4), ethP8021Q},
-		"flow label like an EtherType": {tagged, ethPIPv6, patch(syn6, 0, 0x60, 0, 0x86, 0xdd), ethPIPv6},
-		"like a tag, untagged":         {untagged, ethPIP, tag(0, layers.EthernetTypeIPv4, syn4), ethPIP},
-		"nothing":                      {tagged, ethPIP, nil, ethPIP},
+		"IPv4":                         {untagged, unix.ETH_P_IP, syn4, unix.ETH_P_IP},
+		"IPv4 behind one tag":          {tagged, unix.ETH_P_IP, syn4, unix.ETH_P_IP},
+		"IPv6 behind one tag":          {tagged, unix.ETH_P_IPV6, syn6, unix.ETH_P_IPV6},
+		"IPv4 behind two":              {tagged, unix.ETH_P_IP, tag(0x4000, layers.EthernetTypeIPv4, syn4), unix.ETH_P_8021Q},
+		"IPv6 behind two":              {tagged, unix.ETH_P_IPV6, tag(0x6000, layers.EthernetTypeIPv6, syn6), unix.ETH_P_8021Q},
+		"two tags, announced as such":  {tagged, unix.ETH_P_8021Q, tag(0, layers.EthernetTypeIPv4, syn4), unix.ETH_P_8021Q},
+		"flow label like an EtherType": {tagged, unix.ETH_P_IPV6, patch(syn6, 0, 0x60, 0, 0x86, 0xdd), unix.ETH_P_IPV6},
+		"like a tag, untagged":         {untagged, unix.ETH_P_IP, tag(0, layers.EthernetTypeIPv4, syn4), unix.ETH_P_IP},
+		"nothing":                      {tagged, unix.ETH_P_IP, nil, unix.ETH_P_IP},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -155,7 +155,7 @@ func (i *injector) sendFrame(t testing.TB, frame []byte) {
 	}
 }
 
-// last is a probe that tells that all before it has been seen.
+// lastPacket is a probe that tells that all before it has been seen.
 func lastPacket(t testing.TB) ([]byte, detector.Probe) {
 	return tcp4(t, detector.FIN), detector.Probe{
 		Source: netip.AddrPortFrom(scanner4, 40000), Target: netip.AddrPortFrom(target4, trapTCP),
@@ -204,7 +204,7 @@ func TestSniffFrames(t *testing.T) {
 			t.Fatal(err)
 		}
 		frame := append(bytes.Clone(mac), wire.header[6:]...)
-		return append(binary.BigEndian.AppendUint16(frame, ethPIP), packet...)
+		return append(binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP), packet...)
 	}
 	ours := func(etherType uint16, packet []byte) []byte {
 		return append(binary.BigEndian.AppendUint16(bytes.Clone(wire.header), etherType), packet...)
@@ -214,27 +214,27 @@ func TestSniffFrames(t *testing.T) {
 		want  []detector.Probe
 		count func(Stats) uint64 // what counts it instead; nil: the kernel drops it
 	}{
-		"IPv4 SYN":                {frame: ours(ethPIP, tcp), want: []detector.Probe{syn4}},
-		"IPv6 SYN":                {frame: ours(ethPIPv6, tcp6(t, detector.SYN)), want: []detector.Probe{syn6}},
-		"link-local":              {frame: ours(ethPIPv6, toLinkLocal), want: []detector.Probe{linkLocal}},
-		"padded":                  {frame: append(ours(ethPIP, tcp), make([]byte, 6)...), want: []detector.Probe{syn4}},
-		"destination options":     {frame: ours(ethPIPv6, behind(t, layers.IPProtocolIPv6Destination, extension(8))), want: []detector.Probe{syn6}},
-		"tiny fragment":           {frame: ours(ethPIP, fragment4(tcp, 8)), want: []detector.Probe{fragment}},
-		"priority tag":            {frame: ours(ethP8021Q, tag(0xe000, layers.EthernetTypeIPv4, tcp)), want: []detector.Probe{syn4}},
-		"IPv6 priority tag":       {frame: ours(ethP8021Q, tag(0x6000, layers.EthernetTypeIPv6, tcp6(t, detector.SYN))), want: []detector.Probe{syn6}},
-		"two priority tags":       {frame: ours(ethP8021Q, tag(0, layers.EthernetTypeDot1Q, tag(0x4000, layers.EthernetTypeIPv4, tcp))), want: []detector.Probe{syn4}},
-		"two priority tags, IPv6": {frame: ours(ethP8021AD, tag(0, layers.EthernetTypeDot1Q, tag(0x6000, layers.EthernetTypeIPv6, tcp6(t, detector.SYN)))), want: []detector.Probe{syn6}},
+		"IPv4 SYN":                {frame: ours(unix.ETH_P_IP, tcp), want: []detector.Probe{syn4}},
+		"IPv6 SYN":                {frame: ours(unix.ETH_P_IPV6, tcp6(t, detector.SYN)), want: []detector.Probe{syn6}},
+		"link-local":              {frame: ours(unix.ETH_P_IPV6, toLinkLocal), want: []detector.Probe{linkLocal}},
+		"padded":                  {frame: append(ours(unix.ETH_P_IP, tcp), make([]byte, 6)...), want: []detector.Probe{syn4}},
+		"destination options":     {frame: ours(unix.ETH_P_IPV6, behind(t, layers.IPProtocolIPv6Destination, extension(8))), want: []detector.Probe{syn6}},
+		"tiny fragment":           {frame: ours(unix.ETH_P_IP, fragment4(tcp, 8)), want: []detector.Probe{fragment}},
+		"priority tag":            {frame: ours(unix.ETH_P_8021Q, tag(0xe000, layers.EthernetTypeIPv4, tcp)), want: []detector.Probe{syn4}},
+		"IPv6 priority tag":       {frame: ours(unix.ETH_P_8021Q, tag(0x6000, layers.EthernetTypeIPv6, tcp6(t, detector.SYN))), want: []detector.Probe{syn6}},
+		"two priority tags":       {frame: ours(unix.ETH_P_8021Q, tag(0, layers.EthernetTypeDot1Q, tag(0x4000, layers.EthernetTypeIPv4, tcp))), want: []detector.Probe{syn4}},
+		"two priority tags, IPv6": {frame: ours(unix.ETH_P_8021AD, tag(0, layers.EthernetTypeDot1Q, tag(0x6000, layers.EthernetTypeIPv6, tcp6(t, detector.SYN)))), want: []detector.Probe{syn6}},
 
-		"VLAN 5":               {frame: ours(ethP8021Q, tag(5, layers.EthernetTypeIPv4, tcp))},
-		"VLAN 5 in VLAN 0":     {frame: ours(ethP8021Q, tag(0, layers.EthernetTypeDot1Q, tag(5, layers.EthernetTypeIPv4, tcp)))},
+		"VLAN 5":               {frame: ours(unix.ETH_P_8021Q, tag(5, layers.EthernetTypeIPv4, tcp))},
+		"VLAN 5 in VLAN 0":     {frame: ours(unix.ETH_P_8021Q, tag(0, layers.EthernetTypeDot1Q, tag(5, layers.EthernetTypeIPv4, tcp)))},
 		"for all":              {frame: to("ff:ff:ff:ff:ff:ff", tcp)},
 		"for another host":     {frame: to("02:00:5e:00:53:01", tcp)},
-		"SYN-ACK":              {frame: ours(ethPIP, tcp4(t, detector.SYN|detector.ACK))},
-		"second fragment":      {frame: ours(ethPIP, patch(tcp, 6, 0, 1))},
-		"wrong checksum":       {frame: ours(ethPIP, patch(tcp, 36, 1, 2)), count: func(s Stats) uint64 { return s.Undecoded["checksum"] }},
-		"to be forwarded":      {frame: ours(ethPIP, elsewhere), count: func(s Stats) uint64 { return s.NotLocal }},
-		"IPv6, hidden ACK":     {frame: ours(ethPIPv6, hiddenACK(t)), count: func(s Stats) uint64 { return s.NotProbes }},
-		"IPv6, other protocol": {frame: ours(ethPIPv6, patch(behind(t, layers.IPProtocolIPv6Destination, extension(8)), 40, 59)), count: func(s Stats) uint64 { return s.Undecoded["other protocol"] }},
+		"SYN-ACK":              {frame: ours(unix.ETH_P_IP, tcp4(t, detector.SYN|detector.ACK))},
+		"second fragment":      {frame: ours(unix.ETH_P_IP, patch(tcp, 6, 0, 1))},
+		"wrong checksum":       {frame: ours(unix.ETH_P_IP, patch(tcp, 36, 1, 2)), count: func(s Stats) uint64 { return s.Undecoded["checksum"] }},
+		"to be forwarded":      {frame: ours(unix.ETH_P_IP, elsewhere), count: func(s Stats) uint64 { return s.NotLocal }},
+		"IPv6, hidden ACK":     {frame: ours(unix.ETH_P_IPV6, hiddenACK(t)), count: func(s Stats) uint64 { return s.NotProbes }},
+		"IPv6, other protocol": {frame: ours(unix.ETH_P_IPV6, patch(behind(t, layers.IPProtocolIPv6Destination, extension(8)), 40, 59)), count: func(s Stats) uint64 { return s.Undecoded["other protocol"] }},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -530,7 +530,7 @@ func TestSetPorts(t *testing.T) {
 	}
 	for name, ports := range portSets() { // the kernel takes them all
 		set(ports, ports)
-		if limit := len(s.attached); limit == 0 {
+		if len(s.attached) == 0 {
 			t.Errorf("%s: no filter", name)
 		}
 	}
@@ -545,7 +545,7 @@ func TestSetPorts(t *testing.T) {
 // flood sends SYNs as fast as it can until the returned function is called.
 func flood(t *testing.T, wire *injector) (stop func()) {
 	t.Helper()
-	frame := append(binary.BigEndian.AppendUint16(bytes.Clone(wire.header), ethPIP), tcp4(t, detector.SYN)...)
+	frame := append(binary.BigEndian.AppendUint16(bytes.Clone(wire.header), unix.ETH_P_IP), tcp4(t, detector.SYN)...)
 	var done atomic.Bool
 	ended := make(chan struct{})
 	go func() {

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -29,18 +30,9 @@ const (
 	maxInterfaceRanges = 64
 )
 
-// Numbers that the filter needs, by the names that Linux gives them. They are
-// written out because this file also serves systems without package unix.
 const (
-	ethPIP     = 0x0800
-	ethPIPv6   = 0x86dd
-	ethP8021Q  = 0x8100
-	ethP8021AD = 0x88a8
-
-	arphrdLoopback = 772
-	packetHost     = 0      // the frame was sent to this host, not to all or to another
-	vlanIDMask     = 0x0fff // of a VLAN tag; what remains is priority
-	wholePacket    = 0xffff
+	vlanIDMask  = 0x0fff // of a VLAN tag; what remains is priority
+	wholePacket = 0xffff // whole, so that checksums can be verified
 )
 
 // program returns the filter as a program for a packet socket of type
@@ -48,8 +40,8 @@ const (
 // reduced to at most maxRanges ranges.
 //
 // The order is chosen for the traffic that is most of all: segments of
-// established connections leave after seven or eight instructions, and what
-// is asked of the frame (addressee, VLAN, interface) is asked last.
+// established connections leave after a dozen instructions, and what is asked
+// of the frame (addressee, VLAN, interface) is asked last.
 func (f *filter) program(maxRanges int) []bpf.Instruction {
 	p := new(program)
 	ipv4, ipv6, tagged := p.label(), p.label(), p.label()
@@ -57,34 +49,16 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 	match, drop := p.label(), p.label()
 
 	p.emit(bpf.LoadExtension{Num: bpf.ExtProto})
-	p.jumpIf(bpf.JumpEqual, ethPIP, ipv4)
-	p.jumpIf(bpf.JumpEqual, ethPIPv6, ipv6)
-	p.jumpIf(bpf.JumpEqual, ethP8021Q, tagged)
-	p.jumpIf(bpf.JumpEqual, ethP8021AD, tagged)
+	p.jumpIf(bpf.JumpEqual, unix.ETH_P_IP, ipv4)
+	p.jumpIf(bpf.JumpEqual, unix.ETH_P_IPV6, ipv6)
+	p.jumpIf(bpf.JumpEqual, unix.ETH_P_8021Q, tagged)
+	p.jumpIf(bpf.JumpEqual, unix.ETH_P_8021AD, tagged)
 	p.jump(drop)
 
 	p.place(ipv4)
-	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2}) // fragment flags and offset
-	p.jumpIf(bpf.JumpBitsSet, 0x1fff, drop)
-	p.emit(bpf.LoadMemShift{Off: 0}) // X: the transport header
-	p.emit(bpf.LoadAbsolute{Off: 9, Size: 1})
-	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
-	p.jumpIf(bpf.JumpNotEqual, uint32(detector.TCP), drop)
-	// A first fragment may end before the flags, and a load from beyond the
-	// end drops the packet.
-	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2})
-	p.jumpIf(bpf.JumpBitsSet, 0x2000, tcpPort)
-	p.jump(tcp)
-
+	p.ipv4(tcp, tcpPort, udp, drop)
 	p.place(ipv6)
-	p.emit(bpf.LoadConstant{Dst: bpf.RegX, Val: 40})
-	p.emit(bpf.LoadAbsolute{Off: 6, Size: 1})
-	p.jumpIf(bpf.JumpEqual, uint32(detector.TCP), tcp)
-	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
-	for _, header := range ipv6Extensions {
-		p.jumpIf(bpf.JumpEqual, header, match) // rare; the decoder walks them
-	}
-	p.jump(drop)
+	p.ipv6(tcp, udp, match, drop)
 
 	// The kernel has taken off one tag already. A second one of VLAN 0 is also
 	// taken off and the packet received; any other VLAN's packet comes again
@@ -107,10 +81,38 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 
 	p.place(match)
 	f.checkFrame(p, drop)
-	p.emit(bpf.RetConstant{Val: wholePacket}) // whole, so that checksums can be verified
+	p.emit(bpf.RetConstant{Val: wholePacket})
 	p.place(drop)
 	p.emit(bpf.RetConstant{Val: 0})
 	return p.link()
+}
+
+// ipv4 goes to the transport with its header's offset in X.
+func (p *program) ipv4(tcp, tcpPort, udp, drop label) {
+	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2}) // fragment flags and offset
+	p.jumpIf(bpf.JumpBitsSet, 0x1fff, drop)
+	p.emit(bpf.LoadMemShift{Off: 0})
+	p.emit(bpf.LoadAbsolute{Off: 9, Size: 1})
+	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
+	p.jumpIf(bpf.JumpNotEqual, uint32(detector.TCP), drop)
+	// A first fragment may end before the flags, and a load from beyond the
+	// end drops the packet.
+	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2})
+	p.jumpIf(bpf.JumpBitsSet, 0x2000, tcpPort)
+	p.jump(tcp)
+}
+
+// ipv6 does the same, or goes to match if extension headers come first; those
+// are rare, and the decoder walks them.
+func (p *program) ipv6(tcp, udp, match, drop label) {
+	p.emit(bpf.LoadConstant{Dst: bpf.RegX, Val: 40})
+	p.emit(bpf.LoadAbsolute{Off: 6, Size: 1})
+	p.jumpIf(bpf.JumpEqual, uint32(detector.TCP), tcp)
+	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
+	for _, header := range ipv6Extensions {
+		p.jumpIf(bpf.JumpEqual, header, match)
+	}
+	p.jump(drop)
 }
 
 // ipv6Extensions are the headers that may stand before TCP or UDP: hop-by-hop
@@ -121,7 +123,7 @@ var ipv6Extensions = []uint32{0, 43, 44, 51, 60, 135, 139, 140}
 // checkFrame drops frames that are not for this host, or come again.
 func (f *filter) checkFrame(p *program, drop label) {
 	p.emit(bpf.LoadExtension{Num: bpf.ExtType})
-	p.jumpIf(bpf.JumpNotEqual, packetHost, drop)
+	p.jumpIf(bpf.JumpNotEqual, unix.PACKET_HOST, drop)
 
 	untagged := p.label()
 	p.emit(bpf.LoadExtension{Num: bpf.ExtVLANTagPresent}) // without a tag its value may be stale
@@ -132,7 +134,7 @@ func (f *filter) checkFrame(p *program, drop label) {
 
 	if f.skipLoopbacks {
 		p.emit(bpf.LoadExtension{Num: bpf.ExtLinkLayerType})
-		p.jumpIf(bpf.JumpEqual, arphrdLoopback, drop)
+		p.jumpIf(bpf.JumpEqual, unix.ARPHRD_LOOPBACK, drop)
 	}
 	if f.only != nil {
 		wanted := p.label()

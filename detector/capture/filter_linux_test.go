@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -110,47 +111,47 @@ func TestFilterPackets(t *testing.T) {
 		data      []byte
 		want      bool
 	}{
-		"SYN to a trap port":              {ethPIP, inIPv4(tcp, 0, 0, syn), true},
-		"SYN to another port":             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(unlisted, detector.SYN)), false},
-		"SYN to a port listed for UDP":    {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(53, detector.SYN)), false},
-		"FIN":                             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.FIN)), true},
-		"no flags":                        {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, 0)), true},
-		"ECN SYN":                         {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ECE|detector.CWR)), true},
-		"established":                     {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.ACK|detector.PSH)), false},
-		"SYN-ACK":                         {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ACK)), false},
-		"RST":                             {ethPIP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.RST)), false},
-		"UDP to a trap port":              {ethPIP, inIPv4(udp, 0, 0, udpDatagram(53)), true},
-		"UDP to another port":             {ethPIP, inIPv4(udp, 0, 0, udpDatagram(listed)), false},
-		"ICMP":                            {ethPIP, inIPv4(1, 0, 0, syn), false},
-		"SCTP":                            {ethPIP, inIPv4(132, 0, 0, syn), false},
-		"IP options":                      {ethPIP, inIPv4(tcp, 0, 40, syn), true},
-		"IP options, established":         {ethPIP, inIPv4(tcp, 0, 40, tcpHeader(listed, detector.ACK)), false},
-		"do not fragment":                 {ethPIP, inIPv4(tcp, 0x4000, 0, syn), true},
-		"tiny first fragment":             {ethPIP, inIPv4(tcp, 0x2000, 0, syn[:8]), true},
-		"tiny first fragment, other port": {ethPIP, inIPv4(tcp, 0x2000, 0, tcpHeader(unlisted, 0)[:8]), false},
-		"first fragment of UDP":           {ethPIP, inIPv4(udp, 0x2000, 0, udpDatagram(53)[:8]), true},
-		"second fragment":                 {ethPIP, inIPv4(tcp, 0x2001, 0, syn), false},
-		"last fragment":                   {ethPIP, inIPv4(tcp, 0x0001, 0, syn), false},
-		"cut before the flags":            {ethPIP, inIPv4(tcp, 0, 0, syn[:13]), false},
-		"cut before the port":             {ethPIP, inIPv4(udp, 0, 0, udpDatagram(53)[:3]), false},
-		"nothing":                         {ethPIP, nil, false},
+		"SYN to a trap port":              {unix.ETH_P_IP, inIPv4(tcp, 0, 0, syn), true},
+		"SYN to another port":             {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(unlisted, detector.SYN)), false},
+		"SYN to a port listed for UDP":    {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(53, detector.SYN)), false},
+		"FIN":                             {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.FIN)), true},
+		"no flags":                        {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, 0)), true},
+		"ECN SYN":                         {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ECE|detector.CWR)), true},
+		"established":                     {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.ACK|detector.PSH)), false},
+		"SYN-ACK":                         {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.SYN|detector.ACK)), false},
+		"RST":                             {unix.ETH_P_IP, inIPv4(tcp, 0, 0, tcpHeader(listed, detector.RST)), false},
+		"UDP to a trap port":              {unix.ETH_P_IP, inIPv4(udp, 0, 0, udpDatagram(53)), true},
+		"UDP to another port":             {unix.ETH_P_IP, inIPv4(udp, 0, 0, udpDatagram(listed)), false},
+		"ICMP":                            {unix.ETH_P_IP, inIPv4(1, 0, 0, syn), false},
+		"SCTP":                            {unix.ETH_P_IP, inIPv4(132, 0, 0, syn), false},
+		"IP options":                      {unix.ETH_P_IP, inIPv4(tcp, 0, 40, syn), true},
+		"IP options, established":         {unix.ETH_P_IP, inIPv4(tcp, 0, 40, tcpHeader(listed, detector.ACK)), false},
+		"do not fragment":                 {unix.ETH_P_IP, inIPv4(tcp, 0x4000, 0, syn), true},
+		"tiny first fragment":             {unix.ETH_P_IP, inIPv4(tcp, 0x2000, 0, syn[:8]), true},
+		"tiny first fragment, other port": {unix.ETH_P_IP, inIPv4(tcp, 0x2000, 0, tcpHeader(unlisted, 0)[:8]), false},
+		"first fragment of UDP":           {unix.ETH_P_IP, inIPv4(udp, 0x2000, 0, udpDatagram(53)[:8]), true},
+		"second fragment":                 {unix.ETH_P_IP, inIPv4(tcp, 0x2001, 0, syn), false},
+		"last fragment":                   {unix.ETH_P_IP, inIPv4(tcp, 0x0001, 0, syn), false},
+		"cut before the flags":            {unix.ETH_P_IP, inIPv4(tcp, 0, 0, syn[:13]), false},
+		"cut before the port":             {unix.ETH_P_IP, inIPv4(udp, 0, 0, udpDatagram(53)[:3]), false},
+		"nothing":                         {unix.ETH_P_IP, nil, false},
 
-		"IPv6 SYN":                 {ethPIPv6, inIPv6(6, syn), true},
-		"IPv6 SYN to another port": {ethPIPv6, inIPv6(6, tcpHeader(unlisted, detector.SYN)), false},
-		"IPv6 established":         {ethPIPv6, inIPv6(6, tcpHeader(listed, detector.ACK)), false},
-		"IPv6 UDP":                 {ethPIPv6, inIPv6(17, udpDatagram(53)), true},
-		"IPv6 UDP to another port": {ethPIPv6, inIPv6(17, udpDatagram(54)), false},
-		"IPv6 ICMP":                {ethPIPv6, inIPv6(58, syn), false},
-		"IPv6 ESP":                 {ethPIPv6, inIPv6(50, syn), false},
-		"hop-by-hop options":       {ethPIPv6, inIPv6(0, syn), true},
-		"routing header":           {ethPIPv6, inIPv6(43, syn), true},
-		"fragment header":          {ethPIPv6, inIPv6(44, syn), true},
-		"authentication header":    {ethPIPv6, inIPv6(51, syn), true},
-		"destination options":      {ethPIPv6, inIPv6(60, syn), true},
+		"IPv6 SYN":                 {unix.ETH_P_IPV6, inIPv6(6, syn), true},
+		"IPv6 SYN to another port": {unix.ETH_P_IPV6, inIPv6(6, tcpHeader(unlisted, detector.SYN)), false},
+		"IPv6 established":         {unix.ETH_P_IPV6, inIPv6(6, tcpHeader(listed, detector.ACK)), false},
+		"IPv6 UDP":                 {unix.ETH_P_IPV6, inIPv6(17, udpDatagram(53)), true},
+		"IPv6 UDP to another port": {unix.ETH_P_IPV6, inIPv6(17, udpDatagram(54)), false},
+		"IPv6 ICMP":                {unix.ETH_P_IPV6, inIPv6(58, syn), false},
+		"IPv6 ESP":                 {unix.ETH_P_IPV6, inIPv6(50, syn), false},
+		"hop-by-hop options":       {unix.ETH_P_IPV6, inIPv6(0, syn), true},
+		"routing header":           {unix.ETH_P_IPV6, inIPv6(43, syn), true},
+		"fragment header":          {unix.ETH_P_IPV6, inIPv6(44, syn), true},
+		"authentication header":    {unix.ETH_P_IPV6, inIPv6(51, syn), true},
+		"destination options":      {unix.ETH_P_IPV6, inIPv6(60, syn), true},
 
-		"second tag of VLAN 0":         {ethP8021Q, append([]byte{0xe0, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
-		"second tag of VLAN 5":         {ethP8021Q, append([]byte{0xe0, 0x05, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), false},
-		"second service tag of VLAN 0": {ethP8021AD, append([]byte{0x00, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
+		"second tag of VLAN 0":         {unix.ETH_P_8021Q, append([]byte{0xe0, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
+		"second tag of VLAN 5":         {unix.ETH_P_8021Q, append([]byte{0xe0, 0x05, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), false},
+		"second service tag of VLAN 0": {unix.ETH_P_8021AD, append([]byte{0x00, 0x00, 0x08, 0x00}, inIPv4(tcp, 0, 0, syn)...), true},
 		"ARP":                          {0x0806, inIPv4(tcp, 0, 0, syn), false},
 	}
 	for name, tt := range tests {
@@ -179,8 +180,8 @@ func TestFilterFrames(t *testing.T) {
 		"priority tag":                       {filter{}, frameFacts{tagged: true, tag: 0xe000}, true},
 		"VLAN 5":                             {filter{}, frameFacts{tagged: true, tag: 0xe005}, false},
 		"stale tag":                          {filter{}, frameFacts{tag: 5}, true},
-		"loopback":                           {filter{}, frameFacts{linkType: arphrdLoopback}, true},
-		"loopback not wanted":                {filter{skipLoopbacks: true}, frameFacts{linkType: arphrdLoopback}, false},
+		"loopback":                           {filter{}, frameFacts{linkType: unix.ARPHRD_LOOPBACK}, true},
+		"loopback not wanted":                {filter{skipLoopbacks: true}, frameFacts{linkType: unix.ARPHRD_LOOPBACK}, false},
 		"loopback not wanted, Ethernet":      {filter{skipLoopbacks: true}, frameFacts{linkType: 1}, true},
 		"named":                              {filter{only: []uint32{9, 3, 4}}, frameFacts{index: 4}, true},
 		"not named":                          {filter{only: []uint32{9, 3, 4}}, frameFacts{index: 5}, false},
@@ -194,7 +195,7 @@ func TestFilterFrames(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			tt.filter.tcp = detector.NewPortSet(detector.PortRange{First: 22, Last: 22})
-			tt.facts.etherType = ethPIP
+			tt.facts.etherType = unix.ETH_P_IP
 			packet := inIPv4(detector.TCP, 0, 0, tcpHeader(22, detector.SYN))
 			vm := filterVM(t, tt.filter.program(maxPortRanges), tt.facts)
 			if got := passes(t, vm, packet); got != tt.want {
@@ -233,7 +234,7 @@ func TestFilterPorts(t *testing.T) {
 	for name, set := range portSets() {
 		t.Run(name, func(t *testing.T) {
 			f := filter{tcp: set, udp: set}
-			vm := filterVM(t, f.program(maxPortRanges), frameFacts{etherType: ethPIP})
+			vm := filterVM(t, f.program(maxPortRanges), frameFacts{etherType: unix.ETH_P_IP})
 			exact := len(set.Ranges()) <= maxPortRanges
 			for port := range 1 << 16 {
 				got := passes(t, vm, inIPv4(detector.TCP, 0, 0, tcpHeader(uint16(port), detector.SYN)))

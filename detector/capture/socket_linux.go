@@ -1,0 +1,268 @@
+package capture
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// Names in [SniffConfig] that stand for interfaces by their kind.
+const (
+	AllInterfaces  = "all"
+	AllButLoopback = "all-but-loopback"
+)
+
+// A SniffConfig says what a [PacketSocket] captures.
+type SniffConfig struct {
+	// Interfaces is either one of AllInterfaces and AllButLoopback, or names
+	// of interfaces. Empty means AllInterfaces. Interfaces that belong to a
+	// bridge, bond or team are captured only if named, because their frames
+	// come again from it.
+	Interfaces []string
+
+	TCP, UDP detector.PortSet // trap ports
+
+	// RingSize is the memory shared with the kernel, in bytes; packets that
+	// find it full are lost and counted. Zero means 16 MiB.
+	RingSize int
+
+	// HandOver is how long the kernel may wait for more packets before it
+	// hands over what it has; whole milliseconds. Zero means 1 ms.
+	HandOver time.Duration
+
+	Log *logrus.Entry // nil means silence
+}
+
+const (
+	defaultRingSize = 16 << 20
+	defaultHandOver = time.Millisecond
+)
+
+// A PacketSocket receives the packets of all wanted interfaces that may be
+// probes. Its methods are safe for concurrent use.
+type PacketSocket struct {
+	log  *logrus.Entry
+	file *os.File // the socket, for the runtime's poller
+	conn syscall.RawConn
+	host *hostWatcher
+
+	reading sync.Mutex // held by whoever uses ring
+	ring    *ring
+
+	watch atomic.Pointer[watch] // replaced under mu only
+
+	mu       sync.Mutex
+	attached []bpf.RawInstruction // the kernel's filter
+	stats    Stats
+	closed   bool
+}
+
+// Open opens a packet socket in the network namespace of the calling thread.
+// It needs CAP_NET_RAW; nothing after it does. Packets are collected from now
+// on, so [Sniff] should follow soon.
+//
+// It is an error if none of the wanted interfaces is up. Interfaces that
+// appear later are captured too.
+func Open(cfg SniffConfig) (_ *PacketSocket, err error) {
+	rule, err := newInterfaceRule(cfg.Interfaces)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Log == nil {
+		cfg.Log = silentLog()
+	}
+	host, err := watchHost()
+	if err != nil {
+		return nil, err
+	}
+	s := &PacketSocket{log: cfg.Log, host: host}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	view, err := host.view()
+	if err != nil {
+		return nil, err
+	}
+	if !rule.usable(view) {
+		return nil, fmt.Errorf("no usable interface: asked for %v; this host has %v", rule, view)
+	}
+	for _, name := range rule.missing(view) {
+		s.log.WithField("interface", name).Warn("interface is not there; capture on it begins when it appears")
+	}
+	if err := s.open(cfg, &watch{rule: rule, view: view, tcp: cfg.TCP, udp: cfg.UDP}); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// open makes the socket. It comes without a protocol, so that it receives
+// nothing before filter and ring are in place.
+//
+// The time of arrival is the ring's: the kernel takes it in the same interrupt
+// for packets that pass the filter, whereas SO_TIMESTAMPNS would have it take
+// one for every packet of the host.
+func (s *PacketSocket) open(cfg SniffConfig, w *watch) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("open a packet socket: %w; run as root or with CAP_NET_RAW", err)
+	}
+	if err != nil {
+		return fmt.Errorf("open a packet socket: %w", err)
+	}
+	s.file = os.NewFile(uintptr(fd), "packet socket")
+	if s.conn, err = s.file.SyscallConn(); err != nil {
+		return fmt.Errorf("open a packet socket: %w", err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+		return fmt.Errorf("ignore outgoing packets: %w; Linux 4.20 or later is needed", err)
+	}
+	if err := s.publish(w); err != nil {
+		return err
+	}
+	size, timeout := cfg.RingSize, cfg.HandOver
+	if size <= 0 {
+		size = defaultRingSize
+	}
+	if timeout <= 0 {
+		timeout = defaultHandOver
+	}
+	if s.ring, err = openRing(fd, size, timeout); err != nil {
+		return err
+	}
+	all := &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_ALL)}
+	if err := unix.Bind(fd, all); err != nil {
+		return fmt.Errorf("bind the packet socket: %w", err)
+	}
+	return nil
+}
+
+// networkOrder returns n as it lies in memory on the network.
+func networkOrder(n uint16) uint16 {
+	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n))
+}
+
+// Close frees what the socket holds. A [Sniff] that still runs ends with an
+// error. Stats can still be called.
+func (s *PacketSocket) Close() error {
+	if !s.markClosed() {
+		return nil
+	}
+	errs := []error{s.host.close()}
+	if s.file != nil {
+		errs = append(errs, s.file.Close()) // wakes the reader
+	}
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.ring != nil {
+		errs = append(errs, s.ring.close())
+		s.ring = nil
+	}
+	return errors.Join(errs...)
+}
+
+// markClosed reads the counters a last time. It reports false if the socket
+// was closed before.
+func (s *PacketSocket) markClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
+	s.collectLocked()
+	s.closed = true
+	return true
+}
+
+// SetPorts replaces the trap ports, in the kernel's filter at once. If that
+// fails, the old ones stay.
+func (s *PacketSocket) SetPorts(tcp, udp detector.PortSet) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := *s.watch.Load()
+	w.tcp, w.udp = tcp, udp
+	return s.publishLocked(&w)
+}
+
+// setView replaces what is known of the host.
+func (s *PacketSocket) setView(v *hostView) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := *s.watch.Load()
+	w.view = v
+	return s.publishLocked(&w)
+}
+
+func (s *PacketSocket) publish(w *watch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.publishLocked(w)
+}
+
+// publishLocked makes w what packets are checked against, in the kernel and
+// here. Here comes first: a port that is new must not be refused here when its
+// first packet has passed the filter.
+func (s *PacketSocket) publishLocked(w *watch) error {
+	old := s.watch.Swap(w)
+	if err := s.attachLocked(w.filter()); err != nil {
+		s.watch.Store(old)
+		return err
+	}
+	return nil
+}
+
+// attachLocked puts the filter in force. The kernel swaps filters between two
+// packets. It also limits the memory they take (net.core.optmem_max); a filter
+// that is too large for it is made coarser.
+func (s *PacketSocket) attachLocked(f filter) error {
+	for limit := maxPortRanges; ; limit /= 2 {
+		program, err := bpf.Assemble(f.program(limit))
+		if err != nil {
+			return fmt.Errorf("assemble the kernel filter: %w", err)
+		}
+		if slices.Equal(program, s.attached) {
+			return nil
+		}
+		err = s.attach(program)
+		if err == nil {
+			s.attached = program
+			return nil
+		}
+		if !errors.Is(err, unix.ENOMEM) || limit == 1 {
+			return fmt.Errorf("attach the kernel filter: %w", err)
+		}
+	}
+}
+
+func (s *PacketSocket) attach(program []bpf.RawInstruction) error {
+	code := make([]unix.SockFilter, len(program))
+	for i, p := range program {
+		code[i] = unix.SockFilter{Code: p.Op, Jt: p.Jt, Jf: p.Jf, K: p.K}
+	}
+	return s.control(func(fd int) error {
+		return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+			&unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]})
+	})
+}
+
+// control calls fn with the descriptor, which stays open meanwhile.
+func (s *PacketSocket) control(fn func(fd int) error) error {
+	var err error
+	if closed := s.conn.Control(func(fd uintptr) { err = fn(int(fd)) }); closed != nil {
+		return closed
+	}
+	return err
+}

@@ -1,0 +1,52 @@
+package capture
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestInterfaceRule(t *testing.T) {
+	view := newHostView()
+	view.links[1] = link{name: "lo", up: true, loopback: true}
+	view.links[2] = link{name: "eth0", up: true, member: true}
+	view.links[3] = link{name: "br0", up: true}
+	view.links[4] = link{name: "wg0"}
+	tests := map[string]struct {
+		interfaces []string
+		text       string
+		wanted     []string // of those that are up
+		missing    []string
+		unknown    bool // whether an interface that has just appeared is wanted
+	}{
+		"default":       {nil, `"all"`, []string{"br0", "lo"}, nil, true},
+		"all":           {[]string{"all"}, `"all"`, []string{"br0", "lo"}, nil, true},
+		"no loopback":   {[]string{"all-but-loopback"}, `"all-but-loopback"`, []string{"br0"}, nil, true},
+		"named":         {[]string{"eth0", "wg0"}, `"eth0", "wg0"`, []string{"eth0"}, nil, false},
+		"named, absent": {[]string{"eth1", "br0"}, `"eth1", "br0"`, []string{"br0"}, []string{"eth1"}, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			rule, err := newInterfaceRule(tt.interfaces)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := rule.String(); got != tt.text {
+				t.Errorf("it says %s, want %s", got, tt.text)
+			}
+			wanted := rule.wanted(view)
+			slices.Sort(wanted)
+			if diff := cmp.Diff(tt.wanted, wanted); diff != "" {
+				t.Errorf("wanted (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.missing, rule.missing(view)); diff != "" {
+				t.Errorf("missing (-want +got):\n%s", diff)
+			}
+			w := watch{rule: rule, view: view}
+			if _, got := w.link(99); got != tt.unknown {
+				t.Errorf("a new interface is wanted: %v, want %v", got, tt.unknown)
+			}
+		})
+	}
+}
