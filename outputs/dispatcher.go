@@ -168,6 +168,8 @@ type lane struct {
 	queue  *queue[detector.Event]
 	log    *logrus.Entry
 
+	failing bool // the last delivery failed, and the log says so
+
 	delivered, failures, dropped atomic.Uint64
 }
 
@@ -194,23 +196,29 @@ func (l *lane) run(ctx context.Context) {
 // what it could not take in its life it will not take in the last seconds.
 func (l *lane) deliver(ctx context.Context, batch []detector.Event) bool {
 	delay := retryMin
-	for failed := false; ctx.Err() == nil; failed = true {
+	for ctx.Err() == nil {
 		err := l.output.Deliver(ctx, batch)
+		l.tell(err)
 		if err == nil {
-			if failed {
-				l.log.Info("output works again")
-			}
 			l.delivered.Add(uint64(len(batch)))
 			return true
 		}
 		l.failures.Add(1)
-		if !failed {
-			l.log.WithError(err).Error("output fails, its events wait")
-		}
 		if !l.queue.wait(ctx, delay) {
 			return false
 		}
 		delay = min(2*delay, retryMax)
 	}
 	return false
+}
+
+// tell logs when the output begins and ceases to fail, not each time in between.
+func (l *lane) tell(err error) {
+	switch {
+	case err != nil && !l.failing:
+		l.log.WithError(err).Error("output fails, its events wait")
+	case err == nil && l.failing:
+		l.log.Info("output works again")
+	}
+	l.failing = err != nil
 }

@@ -213,7 +213,7 @@ func TestFullDiskAndAbsentSyslogDoNotStopDetection(t *testing.T) {
 	if got := strings.Count(log, "no space left on device"); got != 1 {
 		t.Errorf("the full disk was logged %d times, want once:\n%s", got, log)
 	}
-	if got := strings.Count(log, "output=syslog"); got != 1 {
+	if got := strings.Count(log, "connect: no such file or directory\" output=syslog"); got != 1 {
 		t.Errorf("the absent syslog was logged %d times, want once:\n%s", got, log)
 	}
 }

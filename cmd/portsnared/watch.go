@@ -240,6 +240,11 @@ func (d *daemon) reload() error {
 
 // logCounters says at the end what was seen, done and lost.
 func (d *daemon) logCounters() {
+	for _, o := range d.dispatcher.Stats().Outputs {
+		if o.Dropped > 0 {
+			d.log.WithFields(logrus.Fields{"output": o.Name, "events": o.Dropped}).Warn("output did not get all events")
+		}
+	}
 	engine, lost := d.engine.Stats(), d.losses()
 	fields := logrus.Fields{
 		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
