@@ -54,7 +54,8 @@ func daemonCommand(t *testing.T, config string, args ...string) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append([]string{asProgram + "=1", self, "-c", file}, args...)
+	// A program built for the race detector sleeps a second at its end, unless told.
+	return append([]string{asProgram + "=1", "GORACE=atexit_sleep_ms=0", self, "-c", file}, args...)
 }
 
 // scanLine is the line for one probe that leads to nothing but a report.
@@ -274,13 +275,13 @@ func TestStartFailsWithARemedy(t *testing.T) {
 	t.Parallel()
 	_, target := nettest.NewPair(t)
 	tests := map[string]struct {
-		before []string // the program that starts env
-		args   []string
-		want   []string
+		command []string // before the name of the program
+		args    []string
+		want    []string
 	}{
-		"no such interface": {[]string{"env"}, []string{"-i", "eth9"}, []string{"eth9", "lo", "eth0"}},
+		"no such interface": {[]string{"env", asProgram + "=1"}, []string{"-i", "eth9"}, []string{"eth9", "lo", "eth0"}},
 		"no privileges": {
-			[]string{"setpriv", "--bounding-set=-all", "--inh-caps=-all", "env"},
+			[]string{"setpriv", "--bounding-set=-all", "--inh-caps=-all", "env", asProgram + "=1"},
 			nil,
 			[]string{"root", "CAP_NET_RAW"},
 		},
@@ -291,8 +292,8 @@ func TestStartFailsWithARemedy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			args := append(test.before[1:], asProgram+"=1", self)
-			daemon := target.Start(t, test.before[0], append(args, test.args...)...)
+			args := slices.Concat(test.command[1:], []string{self}, test.args)
+			daemon := target.Start(t, test.command[0], args...)
 			err = daemon.Wait(t)
 			if err == nil || err.Error() != "exit status 1" {
 				t.Errorf("portsnared ended with %v, want exit status 1", err)

@@ -429,7 +429,7 @@ func TestDecodeAllocatesNothing(t *testing.T) {
 	d := newDecoder()
 	allocs := testing.AllocsPerRun(1, func() {
 		for i := range pkts {
-			d.decode(&pkts[i])
+			_, _ = d.decode(&pkts[i])
 		}
 	})
 	if allocs != 0 {
