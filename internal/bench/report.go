@@ -48,7 +48,7 @@ func (r *report) writeTable(w io.Writer) error {
 	}
 	for _, m := range r.Rates {
 		h := m.History
-		_, err := fmt.Fprintf(w, "| %s | %.0f | %d | %d | %s | %d | %s | %s | %.1f | %s | %.2f |\n",
+		_, err := fmt.Fprintf(w, "| %s | %.0f | %d | %d | %s | %d | %s | %s | %.1f | %s | %.3f |\n",
 			m.Rate, float64(m.Sent)/m.Seconds, m.Sent, h.Sources, percent(h.Sources, m.Sent),
 			h.Duplicates+h.Strangers+h.Malformed,
 			perMillion(m.CPUSeconds, m.Sent), perMillion(m.CPUSeconds, h.Sources),
