@@ -66,7 +66,8 @@ var (
 )
 
 // parseLine returns the source that a line of PortSentry 2 names. It reports
-// false unless every other field is that of a probe of ours. It is kept apart
+// false unless all else after the time stamp is that of a probe of ours; the
+// stamp itself is not looked at. It is kept apart
 // from the daemon's own parser, so that one mistake cannot hide the other.
 func parseLine(line []byte) (netip.Addr, bool) {
 	_, line, ok := bytes.Cut(line, lineStart)
