@@ -5,14 +5,17 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/internal/mantest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -214,6 +217,13 @@ func TestDocumented(t *testing.T) {
 			t.Errorf("docs/configuration.md has no row that maps %s to %s", key, k.native)
 		}
 	}
+}
+
+func TestManualPage(t *testing.T) {
+	const page = "../../packaging/deb/man/portsnare.toml.5"
+	mantest.Lint(t, page)
+	keys := append(slices.Collect(maps.Keys(nativeKeys)), "output.NAME.settings")
+	mantest.Explains(t, page, "Cm", keys)
 }
 
 // inputs lists the files in dir that are not golden files.
