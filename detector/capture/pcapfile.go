@@ -10,12 +10,12 @@ import (
 )
 
 // The two file formats are read here rather than by gopacket's pcapgo, because
-// its pcapng reader cannot be made safe from outside: an interface option that
-// is too short makes it index beyond a slice, a time resolution of 2^-64 makes
-// it divide by zero, a block shorter than its header makes it skip 4 GiB, and
-// packets are allocated by their length field. To rule those out one has to
-// parse every block beforehand, which is most of a reader; and the position of
-// a fault, which an administrator needs, it does not tell.
+// its pcapng reader (1.1.19) cannot be made safe from outside: an interface
+// with a time resolution of 2^-64 makes it panic, a file of a hundred bytes
+// makes it allocate 2 GiB, and an option that is too short is filled up with
+// bytes of the one before. To rule those out one has to parse every block
+// beforehand, which is most of a reader. Nor does it tell where in the file a
+// fault is, which whoever has to mend the file needs.
 
 // maxRecord is the longest record, or block of pcapng, that is read. The
 // longest frame that tcpdump and dumpcap record by default is a quarter of it.

@@ -26,11 +26,12 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // fixtures returns the paths of the captures that testdata/make-fixtures made.
 func fixtures(tb testing.TB) []string {
 	tb.Helper()
-	paths, err := filepath.Glob("testdata/*.pcap*")
-	if err != nil || len(paths) == 0 {
-		tb.Fatalf("no fixtures: %v", err)
+	classic, err := filepath.Glob("testdata/*.pcap")
+	ng, errNG := filepath.Glob("testdata/*.pcapng")
+	if err := errors.Join(err, errNG); err != nil || len(classic) == 0 || len(ng) == 0 {
+		tb.Fatalf("%d and %d fixtures: %v", len(classic), len(ng), err)
 	}
-	return paths
+	return append(classic, ng...)
 }
 
 func readFixture(tb testing.TB, name string) []byte {
@@ -128,7 +129,7 @@ func TestReplayVariants(t *testing.T) {
 		if err != nil || len(want.probes) == 0 {
 			t.Fatalf("%s: %d probes, %v", name, len(want.probes), err)
 		}
-		for variant, file := range variants(t, records) {
+		for variant, file := range variants(records) {
 			t.Run(name+" as "+variant, func(t *testing.T) {
 				got := replay(t, file)
 				if got.err != nil {
@@ -143,7 +144,7 @@ func TestReplayVariants(t *testing.T) {
 }
 
 // variants writes records of Ethernet frames in every form that can be read.
-func variants(t *testing.T, records []record) map[string][]byte {
+func variants(records []record) map[string][]byte {
 	le, be := binary.LittleEndian, binary.BigEndian
 	files := map[string][]byte{
 		"pcap, big endian":       writePcap(be, pcapMicroseconds, linkEthernet, records...),

@@ -27,11 +27,11 @@ type service struct {
 }
 
 // What a survey remembers at most, whatever a capture holds; together this is
-// some 150 MB. A host that is flooded from more addresses is still found: it is
+// some 70 MB. A host that is flooded from more addresses is still found: it is
 // in all of the pairs that are remembered.
 const (
-	maxPairs    = 1 << 19
-	maxServices = 1 << 19
+	maxPairs    = 1 << 17
+	maxServices = 1 << 17
 	maxLocal    = 64
 )
 
@@ -65,11 +65,7 @@ func Inspect(ctx context.Context, r io.Reader, local ...netip.Addr) (*Survey, er
 	if err != nil {
 		return nil, err
 	}
-	s := surveyor{
-		given:    normalAddrs(local),
-		pairs:    make(map[pair]*exchange),
-		services: make(map[service]struct{}),
-	}
+	s := newSurveyor(local)
 	for {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -93,7 +89,8 @@ func (s *Survey) Local() []netip.Addr { return s.local }
 
 // Uncounted returns how many packets were left out because the capture holds
 // more addresses or services than a survey remembers. If it is not zero, a
-// service may have been overlooked.
+// service may have been overlooked; if the local addresses are given to
+// [Inspect], only their services take up room.
 func (s *Survey) Uncounted() uint64 { return s.uncounted }
 
 // InUse reports whether a service answers at target, in the shape of
@@ -120,6 +117,14 @@ type surveyor struct {
 	pairs     map[pair]*exchange
 	services  map[service]struct{}
 	uncounted uint64
+}
+
+func newSurveyor(local []netip.Addr) *surveyor {
+	return &surveyor{
+		given:    normalAddrs(local),
+		pairs:    make(map[pair]*exchange),
+		services: make(map[service]struct{}),
+	}
 }
 
 // count takes note of one packet.
