@@ -34,11 +34,13 @@ import (
 type Services struct {
 	log      *logrus.Entry
 	table    atomic.Pointer[serviceTable] // never nil
+	stale    atomic.Bool                  // a timer says that table has served its time
 	failures atomic.Uint64
 
 	warned logLimit
 
 	mu      sync.Mutex // held while a snapshot is read
+	timer   *time.Timer
 	sockets *dumper
 	closed  bool
 }
@@ -72,8 +74,20 @@ func NewServices(log *logrus.Entry) (*Services, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read the socket tables: %w", err), sockets.close())
 	}
-	s.table.Store(table)
+	s.serve(table)
 	return s, nil
+}
+
+// serve puts a snapshot in force for as long as it may serve. The timer spares
+// each lookup a reading of the clock.
+func (s *Services) serve(t *serviceTable) {
+	s.table.Store(t)
+	s.stale.Store(false)
+	if s.timer == nil {
+		s.timer = time.AfterFunc(t.age, func() { s.stale.Store(true) })
+		return
+	}
+	s.timer.Reset(t.age)
 }
 
 // Close frees the netlink socket. The last snapshot stays in force.
@@ -101,13 +115,13 @@ func (s *Services) InUse(proto detector.Proto, target netip.AddrPort) bool {
 // current returns a snapshot that still serves. Whoever finds it too old reads
 // the next one; others wait for that.
 func (s *Services) current() *serviceTable {
-	if t := s.table.Load(); time.Now().Before(t.expires) {
-		return t
+	if !s.stale.Load() {
+		return s.table.Load()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.table.Load()
-	if s.closed || time.Now().Before(old.expires) {
+	if s.closed || !s.stale.Load() {
 		return old
 	}
 	fresh, err := readServices(s.sockets)
@@ -116,16 +130,16 @@ func (s *Services) current() *serviceTable {
 		if s.warned.allow(time.Now()) {
 			s.log.WithError(err).Warn("socket tables cannot be read; services are those known before")
 		}
-		fresh = &serviceTable{ports: old.ports, expires: time.Now().Add(maxServiceAge)}
+		fresh = &serviceTable{ports: old.ports, age: maxServiceAge}
 	}
-	s.table.Store(fresh)
+	s.serve(fresh)
 	return fresh
 }
 
 // A serviceTable is one snapshot. It is immutable once stored.
 type serviceTable struct {
-	ports   map[uint32]*holders // by portKey
-	expires time.Time
+	ports map[uint32]*holders // by portKey
+	age   time.Duration       // that it may reach
 }
 
 // portKey is a number, because maps are fastest with these.
@@ -198,8 +212,7 @@ func readServices(sockets *dumper) (*serviceTable, error) {
 			}
 		}
 	}
-	now := time.Now()
-	t.expires = now.Add(serviceAge(now.Sub(began)))
+	t.age = serviceAge(time.Since(began))
 	return t, nil
 }
 

@@ -36,7 +36,7 @@ func openServices(t testing.TB, host *nettest.Host, log *logrus.Entry) *Services
 }
 
 // expire makes the next question read the tables again.
-func (s *Services) expire() { s.table.Store(&serviceTable{ports: s.table.Load().ports}) }
+func (s *Services) expire() { s.stale.Store(true) }
 
 func TestServices(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
@@ -177,7 +177,7 @@ func connect(network, address string) func(*testing.T) {
 func TestServicesKeepASnapshot(t *testing.T) {
 	_, target := nettest.NewPair(t)
 	s := openServices(t, target, nil)
-	s.table.Store(&serviceTable{expires: time.Now().Add(time.Hour)})
+	s.serve(&serviceTable{age: time.Hour})
 	target.Listen(t, "tcp", 80)
 	http := netip.AddrPortFrom(target.IPv4, 80)
 	if s.InUse(detector.TCP, http) {
@@ -187,9 +187,10 @@ func TestServicesKeepASnapshot(t *testing.T) {
 	if !s.InUse(detector.TCP, http) {
 		t.Error("a service is unknown after the snapshot expired")
 	}
-	if left := time.Until(s.table.Load().expires); left > maxServiceAge {
-		t.Errorf("the new snapshot serves for another %v, want at most %v", left, maxServiceAge)
+	if age := s.table.Load().age; age <= 0 || age > maxServiceAge {
+		t.Errorf("the new snapshot serves for %v, want at most %v", age, maxServiceAge)
 	}
+	nettest.WaitFor(t, "the new snapshot expires", s.stale.Load)
 }
 
 func TestServiceAge(t *testing.T) {
@@ -229,8 +230,8 @@ func TestServicesOutliveFailure(t *testing.T) {
 	if got := len(logged.AllEntries()); got != 1 {
 		t.Errorf("%d log entries, want one", got)
 	}
-	if left := time.Until(s.table.Load().expires); left <= 0 {
-		t.Error("the next question would fail again at once")
+	if age := s.table.Load().age; age != maxServiceAge {
+		t.Errorf("the next question fails again after %v, want %v", age, maxServiceAge)
 	}
 	s.sockets = working
 	s.expire()
@@ -286,7 +287,7 @@ func TestInUseAllocatesNothing(t *testing.T) {
 
 // sampleServices returns a snapshot of a usual server that serves for long.
 func sampleServices() (*Services, map[string]netip.AddrPort) {
-	table := &serviceTable{ports: make(map[uint32]*holders), expires: time.Now().Add(time.Hour)}
+	table := &serviceTable{ports: make(map[uint32]*holders)}
 	for port := range uint16(50) {
 		table.ports[portKey(detector.TCP, port)] = &holders{all4: true, all6: true}
 	}

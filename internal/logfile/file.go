@@ -7,19 +7,26 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
 
 // A File appends records to a file. It never truncates; a file that has been
-// renamed, removed or replaced is made anew at the next batch, so that rotation
-// needs no signal. It is not safe for concurrent use.
+// renamed, removed or replaced is made anew, so that rotation needs no signal.
+// It is not safe for concurrent use.
 type File struct {
 	path string
 	mode fs.FileMode
 
-	file   *os.File    // nil while not open
-	info   fs.FileInfo // which file that is
-	stream Stream      // to file
+	file    *os.File    // nil while not open
+	info    fs.FileInfo // which file that is
+	checked time.Time   // when it was last found at the path
+	stream  Stream      // to file
 }
+
+// checkInterval is how long a file is taken to be where it was found. With
+// thousands of batches a second, looking for it each time costs as much as
+// formatting them; rotation leaves the old file in place for far longer.
+const checkInterval = 100 * time.Millisecond
 
 // New returns a File at path, which is created with the permissions mode, less
 // the umask. Nothing is opened yet.
@@ -95,6 +102,11 @@ func (f *File) Close() error {
 
 // follow makes sure that the open file is the one at the path.
 func (f *File) follow() error {
+	now := time.Now()
+	if f.file != nil && now.Sub(f.checked) < checkInterval {
+		return nil
+	}
+	f.checked = now
 	if f.file != nil && f.moved() {
 		if err := f.leave(); err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -117,6 +118,7 @@ func TestFileFollowsRotation(t *testing.T) {
 			if err := test.rotate(path); err != nil {
 				t.Fatal(err)
 			}
+			f.checked = time.Time{}
 			mustAppend(t, f, "two\n")
 			checkFile(t, path, test.want)
 			if _, err := os.Stat(path + ".1"); err == nil {
@@ -124,6 +126,22 @@ func TestFileFollowsRotation(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Between two looks a batch costs no more than its write.
+func TestFileIsLookedForNowAndThen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	f := newFile(t, path)
+	mustAppend(t, f, "one\n")
+	f.checked = f.checked.Add(time.Hour)
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, f, "two\n")
+	checkFile(t, path+".1", "one\ntwo\n")
+	f.checked = f.checked.Add(-time.Hour - checkInterval)
+	mustAppend(t, f, "three\n")
+	checkFile(t, path, "three\n")
 }
 
 func TestFileFollowsSymbolicLinks(t *testing.T) {
@@ -138,6 +156,7 @@ func TestFileFollowsSymbolicLinks(t *testing.T) {
 	if err := os.Rename(target, target+".1"); err != nil {
 		t.Fatal(err)
 	}
+	f.checked = time.Time{}
 	mustAppend(t, f, "two\n")
 	checkFile(t, target, "two\n")
 }
@@ -263,6 +282,7 @@ func TestFileDeletedOnAFullDisk(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+	f.checked = time.Time{}
 	mustAppend(t, f, refused)
 	checkFile(t, path, taken[len(whole):]+refused)
 }
@@ -281,6 +301,7 @@ func TestFileRotatedOnAFullDisk(t *testing.T) {
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
+	f.checked = time.Time{}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
