@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // options are the command line.
@@ -75,11 +76,11 @@ Exit status: 0 in order, 1 something failed, 2 wrong usage.
 
 Examples:
   portsnared -c /etc/portsnare/portsnare.toml
-  tcpdump -w - -i eth0 | portsnared -r - --local 192.0.2.2
+  tcpdump -c 1000 -i eth0 -w - | portsnared -r - --local 192.0.2.2
 `
 
 // run is main without the process.
-func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	flags := newFlags(&o)
 	err := flags.Parse(args)
@@ -108,7 +109,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if o.replay != "" {
 		act = replay
 	}
-	if err := act(o, log, stdin, stdout); err != nil {
+	err = act(o, log, stdout)
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
+	}
+	if err != nil {
 		for line := range strings.Lines(err.Error()) { // a faulty file has a line for each fault
 			fmt.Fprintln(stderr, "portsnared:", strings.TrimSuffix(line, "\n"))
 		}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -23,7 +22,7 @@ import (
 
 // replay reports the probes in a capture file. What it prints follows from the
 // capture and the configuration alone.
-func replay(o options, log *logrus.Entry, stdin io.Reader, stdout io.Writer) error {
+func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	cfg, err := loadConfig(o, log)
@@ -34,7 +33,7 @@ func replay(o options, log *logrus.Entry, stdin io.Reader, stdout io.Writer) err
 	if err != nil {
 		return err
 	}
-	file, err := openCapture(o.replay, stdin)
+	file, err := capture.OpenFile(ctx, o.replay)
 	if err != nil {
 		return err
 	}
@@ -84,43 +83,6 @@ func survey(ctx context.Context, file io.ReadSeeker, local []netip.Addr, log *lo
 	}
 	_, err = file.Seek(0, io.SeekStart)
 	return s, err
-}
-
-// openCapture opens the named capture, which has to be read twice. What can be
-// read only once, such as a pipe, is copied to a temporary file without a name.
-func openCapture(name string, stdin io.Reader) (io.ReadSeekCloser, error) {
-	from := io.NopCloser(stdin)
-	if name != "-" {
-		file, err := os.Open(name)
-		if err != nil {
-			return nil, err
-		}
-		from = file
-	} else if file, ok := stdin.(*os.File); ok {
-		from = file
-	}
-	if file, ok := from.(*os.File); ok {
-		if info, err := file.Stat(); err == nil && info.Mode().IsRegular() {
-			return file, nil
-		}
-	}
-	defer from.Close()
-	copied, err := os.CreateTemp("", "portsnared-")
-	if err != nil {
-		return nil, fmt.Errorf("keep a copy of the capture: %w", err)
-	}
-	if err := errors.Join(os.Remove(copied.Name()), fill(copied, from)); err != nil {
-		return nil, errors.Join(fmt.Errorf("keep a copy of the capture: %w", err), copied.Close())
-	}
-	return copied, nil
-}
-
-func fill(file *os.File, from io.Reader) error {
-	if _, err := io.Copy(file, from); err != nil {
-		return err
-	}
-	_, err := file.Seek(0, io.SeekStart)
-	return err
 }
 
 // replayOutput returns what prints the events. Nothing of this host and this

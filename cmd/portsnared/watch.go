@@ -36,7 +36,7 @@ type daemon struct {
 }
 
 // watch reports probes until a signal ends it.
-func watch(o options, log *logrus.Entry, _ io.Reader, stdout io.Writer) error {
+func watch(o options, log *logrus.Entry, stdout io.Writer) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	context.AfterFunc(ctx, stop)   // so that a second signal ends the process at once
