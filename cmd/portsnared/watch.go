@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -245,10 +246,13 @@ func (d *daemon) logCounters() {
 			d.log.WithFields(logrus.Fields{"output": o.Name, "events": o.Dropped}).Warn("output did not get all events")
 		}
 	}
-	engine, lost := d.engine.Stats(), d.losses()
+	engine, socket, lost := d.engine.Stats(), d.socket.Stats(), d.losses()
 	fields := logrus.Fields{
 		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
 		"packets_lost": lost.packets, "events_lost": lost.events,
+	}
+	for reason, n := range socket.Undecoded {
+		fields["undecoded_"+strings.ReplaceAll(reason, " ", "_")] = n
 	}
 	d.log.WithFields(fields).Info("portsnare has stopped")
 }
