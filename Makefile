@@ -26,8 +26,6 @@ run: ## build the detector and start it on all interfaces (root)
 
 .PHONY: demo
 demo: ## watch nmap scan a throw-away host and what Portsnare says (root)
-	@docs/demo.sh --check
-	@$(MAKE) --no-print-directory build
 	@docs/demo.sh
 
 .PHONY: test
