@@ -9,9 +9,7 @@ import (
 // An Engine turns probes into decisions. It is safe for concurrent use.
 type Engine struct {
 	policy atomic.Pointer[Policy]
-
-	sequence atomic.Uint64
-	stats    engineStats
+	stats  engineStats
 
 	mu      sync.Mutex
 	sources counter // guarded by mu
@@ -61,13 +59,6 @@ func (e *Engine) Stats() Stats {
 	}
 }
 
-// Note numbers an event about the daemon itself, so that outputs see one
-// sequence for all events.
-func (e *Engine) Note(ev Event) Event {
-	ev.Sequence = e.sequence.Add(1)
-	return ev
-}
-
 // Observe decides about one probe, in the order of PortSentry 2.0.7: watched
 // port, service, ignore list, trigger, local source, ban. It never blocks, and
 // allocates nothing unless a ban is asked for.
@@ -88,7 +79,6 @@ func (e *Engine) Observe(p Probe) Decision {
 	e.stats.reported.Add(1)
 	d.Event.At = p.At
 	d.Event.Probe = p
-	d.Event.Sequence = e.sequence.Add(1)
 	return d
 }
 
@@ -100,7 +90,7 @@ func (e *Engine) classic(policy *Policy, p *Probe, d *Decision) {
 	case policy.Ignore.Contains(source):
 		ev.Action = ScanIgnored
 		ev.Ignored = True
-	case !e.triggered(policy, source):
+	case !e.triggered(policy, p):
 		ev.Ignored, ev.Triggered = False, False
 	case !policy.SkipLocalCheck && source == p.Target.Addr():
 		ev.Action = ScanIgnored
@@ -123,13 +113,13 @@ func (e *Engine) classic(policy *Policy, p *Probe, d *Decision) {
 
 // triggered counts the probe and reports whether its source has reached the
 // trigger. PortSentry counts packets, not ports, for ever, over both protocols.
-func (e *Engine) triggered(policy *Policy, source netip.Addr) bool {
+func (e *Engine) triggered(policy *Policy, p *Probe) bool {
 	if policy.Trigger <= 1 {
 		return true
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.sources.add(source, policy.MaxSources) >= policy.Trigger
+	return e.sources.add(p.Source.Addr(), p.At, policy.MaxSources) >= policy.Trigger
 }
 
 func evidence(p Proof) Evidence {

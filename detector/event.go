@@ -22,7 +22,7 @@ const (
 // daemon. Outputs receive it and must not keep a reference into it.
 type Event struct {
 	At       time.Time // arrival of the probe, or when the daemon noticed
-	Sequence uint64    // counts reported events from 1 without gaps; a gap seen later is a loss
+	Sequence uint64    // counts events from 1 in the order of delivery; a gap is a loss
 	Action   Action
 	Probe    Probe // the zero Probe unless Action is ScanDetected or ScanIgnored
 

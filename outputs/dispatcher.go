@@ -36,7 +36,11 @@ type Dispatcher struct {
 	bans []BanOutput
 	out  []*lane
 
-	queue *queue[detector.Decision]
+	banFailing bool // the last bans were not confirmed, and the log says so
+
+	numbering sync.Mutex // held from giving a number to queueing it
+	sequence  uint64     // of the event queued last; guarded by numbering
+	queue     *queue[detector.Decision]
 }
 
 // Named is an output and the name that logs and counters give it.
@@ -58,11 +62,22 @@ func NewDispatcher(log *logrus.Entry, bans []BanOutput, events []Named) *Dispatc
 	return d
 }
 
-// Submit queues a decision and returns at once. It is safe for concurrent use.
+// Submit numbers the event of a decision, queues it and returns at once. It is
+// safe for concurrent use.
 func (d *Dispatcher) Submit(decision detector.Decision) {
-	if decision.Report {
-		d.queue.push(&decision)
+	if !decision.Report {
+		return
 	}
+	d.numbering.Lock()
+	defer d.numbering.Unlock()
+	d.sequence++
+	decision.Event.Sequence = d.sequence
+	d.queue.push(&decision)
+}
+
+// Tell reports an event that came from no probe.
+func (d *Dispatcher) Tell(event detector.Event) {
+	d.Submit(detector.Decision{Report: true, Event: event})
 }
 
 // Stats are a dispatcher's counters since it was made.
@@ -94,15 +109,16 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	// Outputs outlive ctx by the drain; this context ends the drain itself.
 	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(drainDeadline, cancel) })
+	stop := context.AfterFunc(ctx, func() {
+		d.queue.close()
+		time.AfterFunc(drainDeadline, cancel)
+	})
 	defer stop()
 
 	var lanes sync.WaitGroup
 	for _, l := range d.out {
 		lanes.Go(func() { l.run(drain) })
 	}
-	closeQueue := context.AfterFunc(ctx, d.queue.close)
-	defer closeQueue()
 	batch := make([]detector.Decision, 0, batchLimit)
 	events := make([]detector.Event, 0, batchLimit)
 	for d.queue.pop(&batch) {
@@ -154,9 +170,11 @@ func (d *Dispatcher) ban(ctx context.Context, bans []detector.Ban) bool {
 			return err
 		})
 	}
-	if err := all.Wait(); err != nil {
-		d.log.WithError(err).WithField("bans", len(bans)).Error("bans not in force")
+	err := all.Wait()
+	if err != nil && !d.banFailing {
+		d.log.WithError(err).Error("bans are not in force")
 	}
+	d.banFailing = err != nil
 	return confirmed.Load()
 }
 

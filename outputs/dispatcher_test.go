@@ -79,9 +79,7 @@ func quiet() *logrus.Entry {
 	return logrus.NewEntry(log)
 }
 
-func decision(sequence uint64) detector.Decision {
-	return detector.Decision{Report: true, Event: detector.Event{Sequence: sequence}}
-}
+var report = detector.Decision{Report: true}
 
 func sequences(first, last uint64) []uint64 {
 	var s []uint64
@@ -105,10 +103,10 @@ func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 		a, b := new(fakeOutput), new(fakeOutput)
 		d := NewDispatcher(quiet(), nil, []Named{{"a", a}, {"b", b}})
 		stop := start(t, d)
-		for n := range uint64(1000) {
-			d.Submit(decision(n + 1))
+		for range 1000 {
+			d.Submit(report)
+			d.Submit(detector.Decision{}) // nothing to say
 		}
-		d.Submit(detector.Decision{Event: detector.Event{Sequence: 9999}}) // not to be reported
 		stop()
 		for name, o := range map[string]*fakeOutput{"a": a, "b": b} {
 			if diff := cmp.Diff(sequences(1, 1000), o.taken()); diff != "" {
@@ -122,13 +120,33 @@ func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 	})
 }
 
+func TestDispatcherNumbersEventsInTheOrderOfDelivery(t *testing.T) {
+	o := new(fakeOutput)
+	d := NewDispatcher(quiet(), nil, []Named{{"o", o}})
+	stop := start(t, d)
+	const each = 10_000
+	var senders sync.WaitGroup
+	for range 2 {
+		senders.Go(func() {
+			for range each {
+				d.Submit(report)
+			}
+		})
+	}
+	senders.Wait()
+	stop()
+	if !slices.Equal(o.taken(), sequences(1, 2*each)) {
+		t.Error("events of two senders came out of order")
+	}
+}
+
 func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logger, hook := test.NewNullLogger()
 		bad, good := &fakeOutput{broken: true}, new(fakeOutput)
 		d := NewDispatcher(logrus.NewEntry(logger), nil, []Named{{"bad", bad}, {"good", good}})
 		stop := start(t, d)
-		d.Submit(decision(1))
+		d.Submit(report)
 		time.Sleep(time.Minute) // of the bubble's clock: many retries
 		synctest.Wait()
 		if got := good.taken(); !slices.Equal(got, []uint64{1}) {
@@ -138,7 +156,7 @@ func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 			t.Errorf("logged %d lines about one failing output, want 1", got)
 		}
 		bad.set(false)
-		d.Submit(decision(2))
+		d.Submit(report)
 		time.Sleep(retryMax)
 		synctest.Wait()
 		if got := bad.taken(); !slices.Equal(got, []uint64{1, 2}) {
@@ -153,8 +171,8 @@ func TestDispatcherDropsTheOldestAndCounts(t *testing.T) {
 		o := new(fakeOutput)
 		d := NewDispatcher(quiet(), nil, []Named{{"o", o}})
 		const extra = 10
-		for n := range uint64(queueLimit + extra) { // nobody takes them yet
-			d.Submit(decision(n + 1))
+		for range queueLimit + extra { // nobody takes them yet
+			d.Submit(report)
 		}
 		start(t, d)()
 		if got := d.Stats().Dropped; got != extra {
@@ -179,8 +197,8 @@ func TestDispatcherStopsInBoundedTime(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := NewDispatcher(quiet(), nil, []Named{{"o", test.output}})
 				stop := start(t, d)
-				for n := range uint64(1000) {
-					d.Submit(decision(n + 1))
+				for range 1000 {
+					d.Submit(report)
 				}
 				synctest.Wait()
 				began := time.Now()
@@ -218,10 +236,10 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 				o := new(fakeOutput)
 				d := NewDispatcher(quiet(), bans, []Named{{"o", o}})
 				stop := start(t, d)
-				with := decision(1)
+				with := report
 				with.Ban = &detector.Ban{Source: source}
 				d.Submit(with)
-				d.Submit(decision(2))
+				d.Submit(report)
 				stop()
 				if got := fmt.Sprint(o.blocked); got != fmt.Sprintf("[%v unset]", test.want) {
 					t.Errorf("blocked flags %v, want [%v unset]", got, test.want)
@@ -241,10 +259,9 @@ func BenchmarkDispatch(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan struct{})
 	go func() { d.Run(ctx); close(done) }()
-	dec := decision(1)
 	b.ReportAllocs()
 	for b.Loop() {
-		d.Submit(dec)
+		d.Submit(report)
 	}
 	cancel()
 	<-done

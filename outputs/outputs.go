@@ -24,3 +24,9 @@ type BanOutput interface {
 	SetBans(ctx context.Context, bans []detector.Ban) error
 	ChangeBans(ctx context.Context, add, remove []detector.Ban) error
 }
+
+// An Appender takes a batch of records, each with its newline. After an error
+// it has taken none of them.
+type Appender interface {
+	Append(records []byte) error
+}

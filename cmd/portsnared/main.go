@@ -139,9 +139,7 @@ func loadConfig(o options, log *logrus.Entry) (conf.Config, error) {
 		return withOptions(conf.Default(), o), nil
 	}
 	cfg, warnings, err := conf.Load(o.config)
-	for _, w := range warnings {
-		log.Warn(w)
-	}
+	logWarnings(log, warnings)
 	return withOptions(cfg, o), err
 }
 
@@ -155,4 +153,10 @@ func withOptions(cfg conf.Config, o options) conf.Config {
 		cfg.Events.JSON = "-"
 	}
 	return cfg
+}
+
+func logWarnings(log *logrus.Entry, warnings []conf.Warning) {
+	for _, w := range warnings {
+		log.WithFields(logrus.Fields{"file": w.File, "line": w.Line, "key": w.Key}).Warn(w.Text)
+	}
 }

@@ -54,7 +54,7 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 		set.add("syslog", syslog)
 	}
 	if cfg.Events.JSON != "" {
-		var to jsonlog.Appender = printed
+		var to outputs.Appender = printed
 		if cfg.Events.JSON != "-" {
 			if to, err = set.file(cfg.Events.JSON, 0o640); err != nil {
 				return nil, fmt.Errorf("events: %w", err)

@@ -15,9 +15,7 @@ type inUse func(proto detector.Proto, target netip.AddrPort) bool
 // newPolicy returns what the engine is to follow, with the ignore files read.
 func newPolicy(cfg conf.Config, services inUse, log *logrus.Entry) (detector.Policy, error) {
 	ignore, warnings, err := conf.LoadIgnore(cfg.Detect.Ignore...)
-	for _, w := range warnings {
-		log.Warn(w)
-	}
+	logWarnings(log, warnings)
 	if err != nil {
 		return detector.Policy{}, err
 	}

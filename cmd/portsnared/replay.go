@@ -2,14 +2,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
 
@@ -23,7 +21,7 @@ import (
 // replay reports the probes in a capture file. What it prints follows from the
 // capture and the configuration alone.
 func replay(o options, log *logrus.Entry, stdout io.Writer) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilSignal()
 	defer stop()
 	cfg, err := loadConfig(o, log)
 	if err != nil {
@@ -47,13 +45,18 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 		return err
 	}
 	printed := bufio.NewWriterSize(stdout, 1<<16)
-	printer := &printer{engine: detector.New(policy), output: replayOutput(o, printed)}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	printer := &printer{engine: detector.New(policy), output: replayOutput(o, printed), failed: cancel}
 	stats, err := capture.Replay(ctx, file, survey, printer.observe)
-	if err != nil {
-		err = fmt.Errorf("%s: %w", o.replay, err)
-	}
 	log.WithFields(logrus.Fields{"packets": stats.Packets, "probes": stats.Probes}).Debug("capture replayed")
-	return errors.Join(printer.flush(), printed.Flush(), err)
+	if err := cmp.Or(printer.flush(), printed.Flush()); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.replay, err)
+	}
+	return nil
 }
 
 // parseAddrs parses the addresses given with --local.
@@ -108,8 +111,11 @@ func (a appender) Append(records []byte) error {
 type printer struct {
 	engine *detector.Engine
 	output outputs.Output
-	events []detector.Event
-	err    error // of the first delivery that failed
+	failed context.CancelFunc // called when nothing more can be printed
+
+	events   []detector.Event
+	sequence uint64 // of the latest event
+	err      error  // of the first delivery that failed
 }
 
 // printBatch is how many events are printed at once.
@@ -117,11 +123,14 @@ const printBatch = 256
 
 func (p *printer) observe(probe detector.Probe) detector.Decision {
 	decision := p.engine.Observe(probe)
-	if decision.Report {
-		p.events = append(p.events, decision.Event)
+	if !decision.Report {
+		return decision
 	}
-	if len(p.events) >= printBatch {
-		_ = p.flush() // p.err keeps what went wrong
+	p.sequence++
+	decision.Event.Sequence = p.sequence
+	p.events = append(p.events, decision.Event)
+	if len(p.events) >= printBatch && p.flush() != nil {
+		p.failed()
 	}
 	return decision
 }

@@ -33,7 +33,8 @@ type daemon struct {
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
 
-	config conf.Config // in force; only reload changes it
+	config   conf.Config // in force; only reload changes it
+	reported losses      // so far
 }
 
 // watch reports probes until a signal ends it.
@@ -57,13 +58,21 @@ func watch(o options, log *logrus.Entry, stdout io.Writer) error {
 	return errors.Join(d.run(ctx, reload), d.close())
 }
 
+// untilSignal returns a context that ends with SIGTERM or SIGINT. A second
+// signal ends the process at once.
+func untilSignal() (context.Context, context.CancelFunc) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
 // newDaemon opens what needs privileges and builds everything, without
 // starting anything.
 func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) (_ *daemon, err error) {
 	d := &daemon{options: o, log: log, config: cfg}
 	defer func() {
 		if err != nil {
-			d.close()
+			err = errors.Join(err, d.close())
 		}
 	}()
 	d.services, err = capture.NewServices(log)
@@ -105,7 +114,7 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 		"tcp_ports": d.config.Detect.TCPPorts.Len(),
 		"udp_ports": d.config.Detect.UDPPorts.Len(),
 	}).Info("portsnare is active")
-	d.tell(detector.DaemonStarted, "")
+	d.tell(detector.DaemonStarted)
 
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
@@ -113,7 +122,8 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
 	err := tasks.Wait()
 
-	d.tell(detector.DaemonStopped, "")
+	d.reportLosses() // of the last seconds
+	d.tell(detector.DaemonStopped)
 	stopDispatcher()
 	<-drained
 	d.logCounters()
@@ -127,10 +137,9 @@ func (d *daemon) observe(p detector.Probe) detector.Decision {
 	return decision
 }
 
-// tell reports an event about the daemon itself.
-func (d *daemon) tell(action detector.Action, reason string) {
-	event := d.engine.Note(detector.Event{At: time.Now(), Action: action, Reason: reason})
-	d.dispatcher.Submit(detector.Decision{Report: true, Event: event})
+// tell reports something about the daemon itself.
+func (d *daemon) tell(action detector.Action) {
+	d.dispatcher.Tell(detector.Event{At: time.Now(), Action: action})
 }
 
 // close gives back what newDaemon opened; it also serves a half-built daemon.
@@ -156,48 +165,46 @@ const lossInterval = 10 * time.Second
 func (d *daemon) watchLosses(ctx context.Context) error {
 	tick := time.NewTicker(lossInterval)
 	defer tick.Stop()
-	var known losses
 	for {
 		select {
 		case <-tick.C:
+			d.reportLosses()
 		case <-ctx.Done():
 			return nil
 		}
-		now := d.losses()
-		d.reportLosses(now.since(known))
-		known = now
 	}
 }
 
 // losses count what was dropped since the start.
 type losses struct {
 	packets uint64 // by the kernel, because its buffer was full
+	blocks  uint64 // of that buffer that could not be read
 	events  uint64 // by the dispatcher, because an output was too slow or failed
 }
 
 func (d *daemon) losses() losses {
-	stats := d.dispatcher.Stats()
-	l := losses{packets: d.socket.Stats().Lost, events: stats.Dropped}
-	for _, o := range stats.Outputs {
+	socket, dispatcher := d.socket.Stats(), d.dispatcher.Stats()
+	l := losses{packets: socket.Lost, blocks: socket.BrokenBlocks, events: dispatcher.Dropped}
+	for _, o := range dispatcher.Outputs {
 		l.events += o.Dropped
 	}
 	return l
 }
 
-func (l losses) since(before losses) losses {
-	return losses{packets: l.packets - before.packets, events: l.events - before.events}
-}
-
-func (d *daemon) reportLosses(l losses) {
-	if l == (losses{}) {
+// reportLosses reports what was lost since it was last called. It is not safe
+// for concurrent use.
+func (d *daemon) reportLosses() {
+	now, before := d.losses(), d.reported
+	if now == before {
 		return
 	}
-	d.log.WithFields(logrus.Fields{"packets": l.packets, "events": l.events}).Warn("packets or events lost")
-	event := d.engine.Note(detector.Event{
-		At: time.Now(), Action: detector.PacketsLost, Lost: l.packets + l.events,
-		Reason: fmt.Sprintf("%d packets by the kernel, %d events on the way to outputs", l.packets, l.events),
+	d.reported = now
+	packets, blocks, events := now.packets-before.packets, now.blocks-before.blocks, now.events-before.events
+	d.log.WithFields(logrus.Fields{"packets": packets, "blocks": blocks, "events": events}).Warn("packets or events lost")
+	d.dispatcher.Tell(detector.Event{
+		At: time.Now(), Action: detector.PacketsLost, Lost: packets + events,
+		Reason: fmt.Sprintf("%d packets and %d unreadable buffers in the kernel, %d events on the way to outputs", packets, blocks, events),
 	})
-	d.dispatcher.Submit(detector.Decision{Report: true, Event: event})
 }
 
 // reloadOn reads the configuration again on every signal.
@@ -213,7 +220,7 @@ func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
 			continue
 		}
 		d.log.Info("configuration reloaded")
-		d.tell(detector.ConfigReloaded, "")
+		d.tell(detector.ConfigReloaded)
 	}
 }
 
@@ -250,6 +257,7 @@ func (d *daemon) logCounters() {
 	fields := logrus.Fields{
 		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
 		"packets_lost": lost.packets, "events_lost": lost.events,
+		"sources_forgotten": engine.SourcesForgotten, "service_check_failures": d.services.Failures(),
 	}
 	for reason, n := range socket.Undecoded {
 		fields["undecoded_"+strings.ReplaceAll(reason, " ", "_")] = n

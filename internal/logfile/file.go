@@ -23,10 +23,11 @@ type File struct {
 	stream  Stream      // to file
 }
 
-// checkInterval is how long a file is taken to be where it was found. With
-// thousands of batches a second, looking for it each time costs as much as
-// formatting them; rotation leaves the old file in place for far longer.
-const checkInterval = 100 * time.Millisecond
+// checkInterval is how long a file is taken to be where it was found. In a
+// flood, looking for it at each of a thousand batches a second costs as much as
+// formatting them. What is written within the interval after a rotation goes
+// into the old file, as what was written just before.
+const checkInterval = 10 * time.Millisecond
 
 // New returns a File at path, which is created with the permissions mode, less
 // the umask. Nothing is opened yet.

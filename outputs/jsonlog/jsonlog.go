@@ -25,16 +25,9 @@ type Options struct {
 	Version  string // of Portsnare; empty: left out
 }
 
-// An Appender takes a batch of records, each with its newline. After an error
-// it has taken none of them. [github.com/portsnare/portsnare/internal/logfile]
-// has two kinds.
-type Appender interface {
-	Append(records []byte) error
-}
-
 // A Writer is an output of JSON lines.
 type Writer struct {
-	to     Appender
+	to     outputs.Appender
 	stamps *stamp.Formatter
 	buf    []byte // kept from batch to batch
 
@@ -44,8 +37,8 @@ type Writer struct {
 	daemonHost string // ,"host":{…} or nothing
 }
 
-// New returns a Writer to an Appender, which stays the caller's to close.
-func New(to Appender, o Options) *Writer {
+// New returns a Writer to an appender, which stays the caller's to close.
+func New(to outputs.Appender, o Options) *Writer {
 	w := &Writer{
 		to:     to,
 		stamps: stamp.New("2006-01-02T15:04:05.000000000Z", time.UTC),

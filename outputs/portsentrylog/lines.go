@@ -17,23 +17,16 @@ var (
 	_ outputs.Output = (*Syslog)(nil)
 )
 
-// An Appender takes a batch of records, each with its newline. After an error
-// it has taken none of them. [github.com/portsnare/portsnare/internal/logfile]
-// has two kinds.
-type Appender interface {
-	Append(records []byte) error
-}
-
 // Lines is an output of one line for each probe.
 type Lines struct {
-	to     Appender
+	to     outputs.Appender
 	format func(dst []byte, ev *detector.Event) []byte
 	buf    []byte // kept from batch to batch
 }
 
-// NewLines returns an output of bare lines. The Appender stays the caller's to
+// NewLines returns an output of bare lines. The appender stays the caller's to
 // close.
-func NewLines(to Appender) *Lines {
+func NewLines(to outputs.Appender) *Lines {
 	return &Lines{to: to, format: appendLine}
 }
 
@@ -42,9 +35,9 @@ func appendLine(dst []byte, ev *detector.Event) []byte {
 }
 
 // NewHistory returns an output of history records, whose stamps show the time
-// in zone; PortSentry shows local time. The Appender stays the caller's to
+// in zone; PortSentry shows local time. The appender stays the caller's to
 // close.
-func NewHistory(to Appender, zone *time.Location) *Lines {
+func NewHistory(to outputs.Appender, zone *time.Location) *Lines {
 	return &Lines{to: to, format: logline.NewHistory(zone).AppendRecord}
 }
 
