@@ -592,6 +592,9 @@ func TestSniffStops(t *testing.T) {
 		stop := flood(t, wire)
 		nettest.WaitFor(t, "the flood arrives", func() bool { return s.Stats().Probes > 10_000 })
 		end(t, s, s.cancel)
+		if stats := s.Stats(); stats.Packets != stats.Probes+stats.Lost {
+			t.Errorf("%+v, want every packet observed or lost", stats)
+		}
 		stop()
 		close(s.probes)
 		<-drained
@@ -617,6 +620,31 @@ func TestSniffStops(t *testing.T) {
 	})
 }
 
+// TestSniffEndsWithWhatHasArrived stops right after a packet, which is still in
+// the block that the kernel has open.
+func TestSniffEndsWithWhatHasArrived(t *testing.T) {
+	scanner, target := nettest.NewPair(t)
+	wire := newInjector(t, scanner, target)
+	last, lastProbe := lastPacket(t)
+	for round := range 50 {
+		s := startSniffing(t, target)
+		wire.send(t, last)
+		for s.Stats().Packets == 0 { // it arrives at once, unless the machine is busy
+			runtime.Gosched()
+		}
+		s.cancel()
+		if err := s.wait(t); err != nil {
+			t.Fatal(err)
+		}
+		if stats := s.Stats(); stats.Probes != 1 || stats.Lost != 0 {
+			t.Fatalf("round %d: %+v, want one probe and none lost", round, stats)
+		}
+		if diff := diffProbes(lastProbe, s.next(t)); diff != "" {
+			t.Fatalf("probe (-want +got):\n%s", diff)
+		}
+	}
+}
+
 // TestLostPacketsAreCounted fills a ring that nobody reads.
 func TestLostPacketsAreCounted(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
@@ -639,6 +667,12 @@ func TestLostPacketsAreCounted(t *testing.T) {
 	}
 	if again := s.Stats(); !maps.Equal(stats.Undecoded, again.Undecoded) || again.Packets != stats.Packets || again.Lost != stats.Lost {
 		t.Errorf("then %+v, want the same as before: %+v", again, stats)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	if closed := s.Stats(); closed.Packets != stats.Packets || closed.Lost != stats.Packets {
+		t.Errorf("after the end %+v, want all of %d packets lost", closed, stats.Packets)
 	}
 }
 
