@@ -1,13 +1,21 @@
 package main
 
 import (
+	"bufio"
+	"context"
 	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/portsnare/portsnare/parsers/conf"
 )
 
 func TestMain(m *testing.M) {
@@ -59,5 +67,45 @@ func usage(ts *testscript.TestScript, neg bool, args []string) {
 	pattern := regexp.MustCompile(`^portsnare: .*` + args[0] + `.*\nTry "portsnare.* --help"\.\n$`)
 	if stderr := ts.ReadFile("stderr"); !pattern.MatchString(stderr) {
 		ts.Fatalf("%q does not match %s", stderr, pattern)
+	}
+}
+
+// TestSignalEnds shows that a command which waits for its input can be stopped.
+func TestSignalEnds(t *testing.T) {
+	program, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := filepath.Join(t.TempDir(), "portsnare.toml")
+	if err := os.WriteFile(ready, []byte(conf.DefaultNative()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // then it is killed
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program)
+	cmd.Args = []string{"portsnare", "config", "check", ready, "/dev/stdin"}
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer input.Close()
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// It goes on to its standard input after this line.
+	if _, err := bufio.NewReader(output).ReadString('\n'); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	err = cmd.Wait()
+	state, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !state.Signaled() || state.Signal() != syscall.SIGTERM {
+		t.Errorf("portsnare ended with %v, want %v", err, syscall.SIGTERM)
 	}
 }
