@@ -13,8 +13,6 @@ func TestManualPage(t *testing.T) {
 	mantest.Lint(t, page)
 
 	root := newRoot()
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
 	var commands, flags []string
 	var collect func(*cobra.Command)
 	collect = func(c *cobra.Command) {
