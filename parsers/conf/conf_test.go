@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -122,6 +124,10 @@ func TestLoad(t *testing.T) {
 	if err := os.WriteFile(large, make([]byte, maxFileSize+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	missing := filepath.Join(dir, "portsentry.conf")
 	tests := map[string]struct {
 		path     string
@@ -131,12 +137,14 @@ func TestLoad(t *testing.T) {
 	}{
 		"missing":        {path: missing, want: missing + ": open: no such file or directory", upstream: "Cannot open config file: " + missing + ".", cause: fs.ErrNotExist},
 		"missing native": {path: missing + ".toml", want: missing + ".toml: open: no such file or directory", cause: fs.ErrNotExist},
-		"directory":      {path: dir, want: dir + ": read: is a directory", upstream: "Cannot open config file: " + dir + "."},
+		"directory":      {path: dir, want: dir + ": is a directory", upstream: "Cannot open config file: " + dir + "."},
+		"named pipe":     {path: pipe, want: pipe + ": not a regular file", upstream: "Cannot open config file: " + pipe + "."},
+		"device":         {path: os.DevNull, want: os.DevNull + ": not a regular file", upstream: "Cannot open config file: " + os.DevNull + "."},
 		"too large":      {path: large, want: large + ": larger than 1048576 bytes; is it the right file?", cause: errTooLarge},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := Load(tt.path)
+			err := soon(t, func() error { _, _, err := Load(tt.path); return err })
 			if err == nil || err.Error() != tt.want {
 				t.Fatalf("Load(%s) = %v, want %s", tt.path, err, tt.want)
 			}
@@ -147,6 +155,20 @@ func TestLoad(t *testing.T) {
 				t.Errorf("Load(%s) does not wrap %v", tt.path, tt.cause)
 			}
 		})
+	}
+}
+
+// soon returns what f returns, which must not wait for anything.
+func soon(t *testing.T, f func() error) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatal("still waiting after ten seconds")
+		return nil
 	}
 }
 

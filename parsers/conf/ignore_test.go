@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -109,6 +110,10 @@ func TestLoadIgnore(t *testing.T) {
 	two := write("two", "2001:db8::/32\n")
 	bad := write("bad", "x\n192.0.2.1\ny\n")
 	missing := filepath.Join(dir, "missing")
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	set, warnings, err := LoadIgnore(one, two)
 	if err != nil || len(warnings) > 0 || set.Len() != 2 {
@@ -126,6 +131,10 @@ func TestLoadIgnore(t *testing.T) {
 		missing + ": open: no such file or directory"
 	if err == nil || err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("LoadIgnore(bad, one, missing) = %v, want %s", err, want)
+	}
+	err = soon(t, func() error { _, _, err := LoadIgnore(pipe); return err })
+	if want := pipe + ": not a regular file"; err == nil || err.Error() != want {
+		t.Errorf("LoadIgnore(pipe) = %v, want %s", err, want)
 	}
 	if set, _, err := LoadIgnore(); err != nil || set.Len() != 0 {
 		t.Errorf("LoadIgnore() = %d prefixes, %v, want none", set.Len(), err)
