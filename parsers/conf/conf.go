@@ -15,6 +15,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -192,7 +193,7 @@ var errTooLarge = fmt.Errorf("larger than %d bytes; is it the right file?", maxF
 // readFile reads a file of at most maxFileSize bytes. Its errors do not repeat
 // the path.
 func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+	f, err := openFile(path)
 	if err != nil {
 		return nil, withoutPath(err)
 	}
@@ -207,6 +208,30 @@ func readFile(path string) ([]byte, error) {
 		return nil, errTooLarge
 	}
 	return text.Bytes(), nil
+}
+
+// openFile opens a regular file or a pipe that is our standard input. Anything
+// else could keep its reader waiting for ever.
+func openFile(path string) (*os.File, error) {
+	// Without O_NONBLOCK, to open a named pipe would wait for its writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+	case info.Mode().IsRegular():
+		return f, nil
+	case info.Mode().Type() == os.ModeNamedPipe && path == "/dev/stdin":
+		return f, nil
+	case info.IsDir():
+		err = errors.New("is a directory")
+	default:
+		err = errors.New("not a regular file")
+	}
+	_ = f.Close() // only read: nothing can be lost
+	return nil, err
 }
 
 // withoutPath strips the path from an error of package os: a [Place] names it.
