@@ -3,6 +3,7 @@ package conf
 import (
 	"cmp"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"unicode"
@@ -20,11 +21,7 @@ func (c *Config) validate(d *diagnosis) {
 		}
 	}
 	validatePath(d, "ban.file", c.Ban.File)
-	validatePath(d, "log.history", c.Log.History)
-	validatePath(d, "events.json", c.Events.JSON)
-	if c.Events.JSON == "-" && !c.Log.NoStdout {
-		d.fault(d.at("events.json"), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
-	}
+	c.validateFiles(d)
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
 	}
@@ -39,6 +36,22 @@ func (c *Config) validate(d *diagnosis) {
 	// A faulty list of ports leaves its set empty: that is no second fault.
 	if len(d.faults) == 0 && c.Detect.TCPPorts.Len() == 0 && c.Detect.UDPPorts.Len() == 0 {
 		d.fault(d.at("detect"), `no trap ports; set tcp_ports or udp_ports ("portsnare config default" prints lists to start from)`)
+	}
+}
+
+// validateFiles makes sure that no two outputs write to the same place.
+func (c *Config) validateFiles(d *diagnosis) {
+	history, events := c.Log.History, c.Events.JSON
+	validatePath(d, "log.history", history)
+	validatePath(d, "events.json", events)
+	switch {
+	case events == "":
+	case events == "-":
+		if !c.Log.NoStdout {
+			d.fault(d.at("events.json"), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
+		}
+	case history != "" && filepath.Clean(events) == filepath.Clean(history):
+		d.fault(d.at("events.json"), "this is the file of log.history; two writers would tear each other's records, so name another")
 	}
 }
 
