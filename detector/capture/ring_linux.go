@@ -15,9 +15,9 @@ import (
 // (TPACKET_V3). Waking the reader once per block, not per packet, is what makes
 // it fast. It serves one reader.
 type ring struct {
-	memory    []byte
-	blockSize int
-	current   int // offset in memory of the block that comes next
+	memory   []byte
+	current  int // offset in memory of the block that comes next
+	handOver time.Duration
 }
 
 // blockSize is that of one block. Blocks are small because the kernel hands
@@ -32,8 +32,8 @@ const blockSize = 64 << 10
 const frameSize = 2048
 
 // openRing sets up a ring of so many bytes, rounded up to whole blocks. A
-// block with something in it is handed over after the time-out at the latest.
-func openRing(fd, size int, timeout time.Duration) (*ring, error) {
+// block with something in it is handed over after handOver.
+func openRing(fd, size int, handOver time.Duration) (*ring, error) {
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
 		return nil, fmt.Errorf("ask for a version 3 ring: %w", err)
 	}
@@ -43,7 +43,7 @@ func openRing(fd, size int, timeout time.Duration) (*ring, error) {
 		Block_nr:       uint32(blocks),
 		Frame_size:     frameSize,
 		Frame_nr:       uint32(blocks * (blockSize / frameSize)),
-		Retire_blk_tov: uint32(max(timeout.Milliseconds(), 1)),
+		Retire_blk_tov: uint32(max(handOver.Milliseconds(), 1)),
 	}
 	if err := unix.SetsockoptTpacketReq3(fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &request); err != nil {
 		return nil, fmt.Errorf("ask for a ring of %d blocks: %w", blocks, err)
@@ -52,8 +52,16 @@ func openRing(fd, size int, timeout time.Duration) (*ring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the ring: %w", err)
 	}
-	return &ring{memory: memory, blockSize: blockSize}, nil
+	return &ring{memory: memory, handOver: handOver}, nil
 }
+
+// jiffy is the kernel's clock tick at its longest.
+const jiffy = 10 * time.Millisecond
+
+// lastHandOver is how long it may be before the kernel has handed over even the
+// block that it has open: its timer may count in ticks, and runs once more if
+// it finds that block just begun.
+func (r *ring) lastHandOver() time.Duration { return 2 * (r.handOver + jiffy) }
 
 func (r *ring) close() error { return unix.Munmap(r.memory) }
 
@@ -71,12 +79,12 @@ func (r *ring) ready() bool {
 }
 
 // block returns the current block. It is valid until release.
-func (r *ring) block() []byte { return r.memory[r.current : r.current+r.blockSize] }
+func (r *ring) block() []byte { return r.memory[r.current : r.current+blockSize] }
 
 // release gives the current block back to the kernel and turns to the next.
 func (r *ring) release() {
 	atomic.StoreUint32(r.status(), unix.TP_STATUS_KERNEL)
-	if r.current += r.blockSize; r.current == len(r.memory) {
+	if r.current += blockSize; r.current == len(r.memory) {
 		r.current = 0
 	}
 }

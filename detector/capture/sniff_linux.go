@@ -15,9 +15,10 @@ import (
 	"github.com/portsnare/portsnare/detector"
 )
 
-// Sniff observes the probes that arrive at s until ctx ends, and then returns
-// nil within milliseconds. It calls observe from one goroutine, in the order of
-// arrival. It follows interfaces and addresses that come and go.
+// Sniff observes the probes that arrive at s until ctx ends. Then it takes some
+// 20 ms, never much longer, for those on their way, counts as lost what remains
+// of a flood, and returns nil. It calls observe from one goroutine, in the order
+// of arrival. It follows interfaces and addresses that come and go.
 //
 // A socket can be sniffed once.
 func Sniff(ctx context.Context, s *PacketSocket, observe Observer) error {
@@ -29,31 +30,41 @@ func Sniff(ctx context.Context, s *PacketSocket, observe Observer) error {
 	return g.Wait()
 }
 
-// read observes what the ring holds, block by block.
+// read observes what the ring holds, block by block. The deadline, which each
+// read checks first, lets it see the last block and still end under a flood.
 func (s *PacketSocket) read(ctx context.Context, observe Observer) error {
 	s.reading.Lock()
 	defer s.reading.Unlock()
 	if s.ring == nil {
 		return fmt.Errorf("read packets: %w", os.ErrClosed)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Unix(1, 0)) })
+	lastBlock := s.ring.lastHandOver()
+	stop := context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Now().Add(lastBlock)) })
 	defer stop()
 
 	r := sniffer{decoder: newDecoder(), observe: observe}
 	ready := func(uintptr) bool { return s.ring.ready() }
-	for ctx.Err() == nil {
+	for {
 		if err := s.conn.Read(ready); err != nil {
-			if ctx.Err() != nil {
-				break
-			}
-			return fmt.Errorf("read packets: %w", err)
+			s.settle()
+			return s.whyEnded(ctx, err)
 		}
 		counts := r.block(s.ring.block(), s.watch.Load())
 		s.ring.release()
 		s.count(&counts)
 		runtime.Gosched() // with few cores, let the outputs have their turn under load
 	}
-	return nil
+}
+
+// whyEnded returns what ended the reading with err, nil if ctx did.
+func (s *PacketSocket) whyEnded(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case s.closed.Load():
+		err = os.ErrClosed
+	}
+	return fmt.Errorf("read packets: %w", err)
 }
 
 // resyncPause is the least time between two readings of the host's interfaces

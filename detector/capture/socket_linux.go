@@ -58,6 +58,8 @@ type PacketSocket struct {
 	conn syscall.RawConn
 	host *hostWatcher
 
+	closed atomic.Bool
+
 	reading sync.Mutex // held by whoever uses ring
 	ring    *ring
 
@@ -66,7 +68,7 @@ type PacketSocket struct {
 	mu       sync.Mutex
 	attached []bpf.RawInstruction // the kernel's filter
 	stats    Stats
-	closed   bool
+	settled  bool // stats are final
 }
 
 // Open opens a packet socket in the network namespace of the calling thread.
@@ -133,14 +135,14 @@ func (s *PacketSocket) open(cfg SniffConfig, w *watch) error {
 	if err := s.publish(w); err != nil {
 		return err
 	}
-	size, timeout := cfg.RingSize, cfg.HandOver
+	size, handOver := cfg.RingSize, cfg.HandOver
 	if size <= 0 {
 		size = defaultRingSize
 	}
-	if timeout <= 0 {
-		timeout = defaultHandOver
+	if handOver <= 0 {
+		handOver = defaultHandOver
 	}
-	if s.ring, err = openRing(fd, size, timeout); err != nil {
+	if s.ring, err = openRing(fd, size, handOver); err != nil {
 		return err
 	}
 	all := &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_ALL)}
@@ -156,35 +158,24 @@ func networkOrder(n uint16) uint16 {
 }
 
 // Close frees what the socket holds. A [Sniff] that still runs ends with an
-// error. Stats can still be called.
+// error that wraps [os.ErrClosed]. Stats can still be called.
 func (s *PacketSocket) Close() error {
-	if !s.markClosed() {
+	if s.closed.Swap(true) {
 		return nil
 	}
-	errs := []error{s.host.close()}
-	if s.file != nil {
-		errs = append(errs, s.file.Close()) // wakes the reader
+	if s.file == nil { // never opened
+		return s.host.close()
 	}
+	_ = s.file.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
 	s.reading.Lock()
 	defer s.reading.Unlock()
+	errs := []error{s.host.close()}
 	if s.ring != nil {
+		s.settle()
 		errs = append(errs, s.ring.close())
 		s.ring = nil
 	}
-	return errors.Join(errs...)
-}
-
-// markClosed reads the counters a last time. It reports false if the socket
-// was closed before.
-func (s *PacketSocket) markClosed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return false
-	}
-	s.collectLocked()
-	s.closed = true
-	return true
+	return errors.Join(append(errs, s.file.Close())...)
 }
 
 // SetPorts replaces the trap ports, in the kernel's filter at once. If that

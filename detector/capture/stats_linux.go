@@ -6,12 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stats are a packet socket's counters since it was opened. Every packet that
-// passed the kernel's filter was lost there, became a probe, or is counted
-// under the reason why not; the latest may not be counted yet.
+// Stats are a packet socket's counters since it was opened, up to the end of
+// [Sniff]. Every packet that passed the kernel's filter was lost, became a
+// probe, or is counted under the reason why not; until the end, the latest may
+// not be counted yet.
 type Stats struct {
 	Packets uint64 // passed the kernel's filter
-	Lost    uint64 // of these, found the ring full: never seen by anyone
+	Lost    uint64 // of these, found the ring full or were in it at the end: never seen
 	Probes  uint64 // handed to the observer
 
 	NotProbes uint64 // segments with ACK or RST that the filter could not tell
@@ -54,9 +55,7 @@ func (s *PacketSocket) count(c *packetCounts) {
 func (s *PacketSocket) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closed {
-		s.collectLocked()
-	}
+	s.collectLocked()
 	stats := s.stats
 	stats.Undecoded = maps.Clone(stats.Undecoded)
 	return stats
@@ -64,7 +63,7 @@ func (s *PacketSocket) Stats() Stats {
 
 // collectLocked adds the kernel's counters, which start anew with each reading.
 func (s *PacketSocket) collectLocked() {
-	if s.ring == nil { // never opened
+	if s.settled {
 		return
 	}
 	// What could fail here is only an argument of ours.
@@ -77,4 +76,23 @@ func (s *PacketSocket) collectLocked() {
 		s.stats.Lost += uint64(counters.Drops)
 		return nil
 	})
+}
+
+// settle makes the counters final: what the reader, which has ended, did not
+// see is lost.
+func (s *PacketSocket) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.collectLocked()
+	s.settled = true
+	s.stats.Lost = s.stats.Packets - s.stats.seen()
+}
+
+// seen returns how many packets the reader has dealt with.
+func (s *Stats) seen() uint64 {
+	n := s.Probes + s.NotProbes + s.Unwatched + s.NotLocal
+	for _, undecoded := range s.Undecoded {
+		n += undecoded
+	}
+	return n
 }
