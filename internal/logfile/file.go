@@ -55,6 +55,9 @@ func (f *File) Open() error {
 	if err == nil && !info.Mode().IsRegular() {
 		err = fmt.Errorf("%s is not a regular file", f.path)
 	}
+	if err == nil && info.Size() > 0 {
+		err = endLastRecord(file, info.Size())
+	}
 	if err != nil {
 		return errors.Join(err, file.Close())
 	}
@@ -64,8 +67,8 @@ func (f *File) Open() error {
 }
 
 func openAppend(path string, mode fs.FileMode) (*os.File, error) {
-	// O_NONBLOCK has a pipe without a reader fail at once; files do not mind.
-	const flags = os.O_WRONLY | os.O_CREATE | os.O_APPEND | syscall.O_NONBLOCK
+	// O_NONBLOCK keeps a device from blocking; files do not mind.
+	const flags = os.O_RDWR | os.O_CREATE | os.O_APPEND | syscall.O_NONBLOCK
 	file, err := os.OpenFile(path, flags, mode)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return file, err
@@ -74,6 +77,20 @@ func openAppend(path string, mode fs.FileMode) (*os.File, error) {
 		return nil, err
 	}
 	return os.OpenFile(path, flags, mode)
+}
+
+// endLastRecord ends the record that a writer before us has left torn, when the
+// disk was full or the power went, so that ours does not become part of it.
+func endLastRecord(file *os.File, size int64) error {
+	last := make([]byte, 1)
+	if _, err := file.ReadAt(last, size-1); err != nil {
+		return err
+	}
+	if last[0] == '\n' {
+		return nil
+	}
+	_, err := file.Write([]byte{'\n'})
+	return err
 }
 
 // Append appends a batch of records. After nil the File is responsible for all

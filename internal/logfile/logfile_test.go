@@ -94,6 +94,23 @@ func TestFileKeepsWhatIsThere(t *testing.T) {
 	checkFile(t, path, "one\ntwo\n")
 }
 
+// A record that a full disk tore before a restart must not swallow the next.
+func TestFileEndsATornRecord(t *testing.T) {
+	for before, want := range map[string]string{
+		"":             "new\n",
+		"whole\n":      "whole\nnew\n",
+		"whole\nto":    "whole\nto\nnew\n",
+		"nothing else": "nothing else\nnew\n",
+	} {
+		path := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(path, []byte(before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, newFile(t, path), "new\n")
+		checkFile(t, path, want)
+	}
+}
+
 func TestFileFollowsRotation(t *testing.T) {
 	tests := map[string]struct {
 		rotate func(path string) error
