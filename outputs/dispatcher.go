@@ -202,16 +202,18 @@ func (l *lane) stats() LaneStats {
 
 func (l *lane) run(ctx context.Context) {
 	batch := make([]detector.Event, 0, batchLimit)
+	working := true
 	for l.queue.pop(&batch) {
-		if !l.deliver(ctx, batch) {
+		if working = working && l.deliver(ctx, batch); !working {
 			l.dropped.Add(uint64(len(batch)))
 		}
 	}
 }
 
 // deliver hands over one batch, again and again until the output takes it. It
-// gives up when ctx ends, or when the dispatcher stops and the output fails:
-// what it could not take in its life it will not take in the last seconds.
+// gives up for good when ctx ends, or when the dispatcher stops and the output
+// fails: what it could not take in its life it will not take in the last
+// seconds.
 func (l *lane) deliver(ctx context.Context, batch []detector.Event) bool {
 	delay := retryMin
 	for ctx.Err() == nil {

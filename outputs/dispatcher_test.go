@@ -26,6 +26,7 @@ type fakeOutput struct {
 	took          []uint64
 	blocked       []detector.Tri
 	broken, stuck bool
+	slow          bool // takes a second to fail
 }
 
 func (f *fakeOutput) Deliver(ctx context.Context, events []detector.Event) error {
@@ -34,6 +35,9 @@ func (f *fakeOutput) Deliver(ctx context.Context, events []detector.Event) error
 	if f.stuck {
 		<-ctx.Done()
 		return ctx.Err()
+	}
+	if f.slow {
+		time.Sleep(time.Second) // of the bubble's clock
 	}
 	if f.broken {
 		return errors.New("no space left")
@@ -190,6 +194,7 @@ func TestDispatcherStopsInBoundedTime(t *testing.T) {
 		within time.Duration
 	}{
 		"failing output": {&fakeOutput{broken: true}, 0},
+		"slowly failing": {&fakeOutput{broken: true, slow: true}, time.Second},
 		"stuck output":   {&fakeOutput{stuck: true}, drainDeadline},
 	}
 	for name, test := range tests {
