@@ -33,7 +33,8 @@ type options struct {
 	config     string
 	interfaces []string
 	replay     string
-	local      []string
+	replays    bool // replay was given, even if empty
+	local      string
 	json       bool
 	debug      bool
 	version    bool
@@ -47,7 +48,7 @@ func newFlags(o *options) *pflag.FlagSet {
 	flags.StringVarP(&o.config, "config", "c", "", "read the configuration from `FILE`: native if it ends in .toml, else PortSentry's")
 	flags.StringArrayVarP(&o.interfaces, "interface", "i", nil, "watch `NAME`, instead of what the configuration says; may be repeated;\n\"all\" and \"all-but-loopback\" stand for many")
 	flags.StringVarP(&o.replay, "replay", "r", "", "report what is in the capture `FILE` (pcap or pcapng, - for standard input) and end")
-	flags.StringSliceVar(&o.local, "local", nil, "with -r: the `ADDRESS`es of the captured host, separated by commas\n(default: worked out from the capture)")
+	flags.StringVar(&o.local, "local", "", "with -r: the `ADDRESS`es of the captured host, separated by commas\n(default: worked out from the capture)")
 	flags.BoolVar(&o.json, "json", false, "print events as JSON instead of PortSentry lines")
 	flags.BoolVarP(&o.debug, "debug", "d", false, "log more")
 	flags.BoolVarP(&o.version, "version", "V", false, "print the version and end")
@@ -92,12 +93,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case o.version:
 		fmt.Fprintln(stdout, "portsnared", version.String())
 		return exitOK
-	case flags.NArg() > 0:
-		err = fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case flags.Changed("local") && o.replay == "":
-		err = errors.New("--local goes with --replay")
-	case flags.Changed("interface") && o.replay != "":
-		err = errors.New("--interface does not go with --replay")
+	default:
+		err = o.check(flags)
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "portsnared: %v\nTry portsnared --help.\n", err)
@@ -106,7 +103,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 	log := newLog(stderr, o.debug)
 	act := watch
-	if o.replay != "" {
+	if o.replays {
 		act = replay
 	}
 	err = act(o, log, stdout)
@@ -120,6 +117,28 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitFault
 	}
 	return exitOK
+}
+
+// check refuses what does not go together, and the empty values that an unset
+// variable in a script leaves: they must not mean the default.
+func (o *options) check(flags *pflag.FlagSet) error {
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	for _, name := range []string{"config", "replay", "local"} {
+		if flag := flags.Lookup(name); flag.Changed && flag.Value.String() == "" {
+			return fmt.Errorf("--%s is empty", name)
+		}
+	}
+	o.replays = flags.Changed("replay")
+	switch {
+	case flags.Changed("local") && !o.replays:
+		return errors.New("--local goes with --replay")
+	case flags.Changed("interface") && o.replays:
+		return errors.New("--interface does not go with --replay")
+	}
+	_, err := parseAddrs(o.local)
+	return err
 }
 
 func newLog(stderr io.Writer, debug bool) *logrus.Entry {

@@ -49,7 +49,7 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 	defer cancel()
 	printer := &printer{engine: detector.New(policy), output: replayOutput(o, printed), failed: cancel}
 	stats, err := capture.Replay(ctx, file, survey, printer.observe)
-	log.WithFields(logrus.Fields{"packets": stats.Packets, "probes": stats.Probes}).Debug("capture replayed")
+	explain(log, stats)
 	if err := cmp.Or(printer.flush(), printed.Flush()); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
@@ -59,13 +59,17 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 	return nil
 }
 
-// parseAddrs parses the addresses given with --local.
-func parseAddrs(texts []string) ([]netip.Addr, error) {
+// parseAddrs parses the addresses given with --local; none if it is empty.
+func parseAddrs(list string) ([]netip.Addr, error) {
+	if list == "" {
+		return nil, nil
+	}
 	var addrs []netip.Addr
-	for _, text := range texts {
-		addr, err := netip.ParseAddr(strings.TrimSpace(text))
+	for text := range strings.SplitSeq(list, ",") {
+		text = strings.TrimSpace(text)
+		addr, err := netip.ParseAddr(text)
 		if err != nil {
-			return nil, fmt.Errorf("--local %s: not an IP address", text)
+			return nil, fmt.Errorf("--local: %q is not an IP address", text)
 		}
 		addrs = append(addrs, addr)
 	}
@@ -86,6 +90,22 @@ func survey(ctx context.Context, file io.ReadSeeker, local []netip.Addr, log *lo
 	}
 	_, err = file.Seek(0, io.SeekStart)
 	return s, err
+}
+
+// explain tells why a replay may have less to say than expected.
+func explain(log *logrus.Entry, stats capture.ReplayStats) {
+	log = log.WithFields(logrus.Fields{"packets": stats.Packets, "probes": stats.Probes, "not_local": stats.NotLocal})
+	for reason, n := range stats.Undecoded {
+		log = log.WithField("undecoded_"+strings.ReplaceAll(reason, " ", "_"), n)
+	}
+	switch {
+	case stats.Undecoded["truncated"] > 0:
+		log.Warn("packets were captured without their headers; capture with a larger snap length")
+	case stats.Probes == 0 && stats.NotLocal > 0:
+		log.Warn("no probe is for a local address; does --local name the captured host?")
+	default:
+		log.Debug("capture replayed")
+	}
 }
 
 // replayOutput returns what prints the events. Nothing of this host and this
