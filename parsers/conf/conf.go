@@ -182,7 +182,7 @@ func Parse(name string, text []byte) (Config, []Warning, error) {
 	if err := d.err(); err != nil {
 		return Config{}, d.warnings, err
 	}
-	c.warnOfLaterReleases(d)
+	c.warn(d)
 	return c, d.warnings, nil
 }
 
