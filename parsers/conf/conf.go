@@ -21,8 +21,8 @@ import (
 )
 
 // A Config is everything an administrator can set, whatever dialect the file
-// was written in. [Load] and [Parse] return it with the defaults filled in;
-// before that, the zero value of a field stands for its default.
+// was written in. [Load] returns it with the defaults filled in; before that,
+// the zero value of a field stands for its default.
 type Config struct {
 	Mode       Mode     // where probes come from; default Stealth
 	Interfaces []string // AllInterfaces or AllButLoopback alone, or names; default AllInterfaces
@@ -139,7 +139,7 @@ var defaultNative string
 // Default returns the configuration of a daemon that was given none: it
 // watches every interface, reports, and bans nobody.
 func Default() Config {
-	c, _, err := Parse("default.toml", []byte(defaultNative))
+	c, _, err := parse("default.toml", []byte(defaultNative))
 	if err != nil {
 		panic(fmt.Sprintf("embedded configuration: %v", err))
 	}
@@ -165,18 +165,18 @@ func Load(path string) (Config, []Warning, error) {
 		}
 		return Config{}, nil, Faults{fault}
 	}
-	return Parse(path, text)
+	return parse(path, text)
 }
 
-// Parse is [Load] for a text already read; name is the file's name in faults
+// parse is [Load] for a text already read; name is the file's name in faults
 // and warnings, and decides about the dialect.
-func Parse(name string, text []byte) (Config, []Warning, error) {
-	parse := parsePortSentry
+func parse(name string, text []byte) (Config, []Warning, error) {
+	dialect := parsePortSentry
 	if isNative(name) {
-		parse = parseNative
+		dialect = parseNative
 	}
 	d := newDiagnosis(name)
-	c := parse(d, text)
+	c := dialect(d, text)
 	c.fillDefaults()
 	c.validate(d)
 	if err := d.err(); err != nil {

@@ -30,12 +30,12 @@ var comparePorts = cmp.Comparer(func(a, b detector.PortSet) bool { return a.Stri
 func TestConvert(t *testing.T) {
 	for _, path := range inputs(t, "testdata/convert") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			c, warnings, err := Parse(filepath.Base(path), read(t, path))
+			c, warnings, err := parse(filepath.Base(path), read(t, path))
 			if err != nil {
-				t.Fatalf("Parse(%s): %v", path, err)
+				t.Fatalf("parse(%s): %v", path, err)
 			}
 			native := c.AppendNative(nil)
-			again, _, err := Parse("native.toml", native)
+			again, _, err := parse("native.toml", native)
 			if err != nil {
 				t.Fatalf("the native form of %s is faulty:\n%v\n%s", path, err, native)
 			}
@@ -58,10 +58,10 @@ func TestConvert(t *testing.T) {
 func TestFaults(t *testing.T) {
 	for _, path := range inputs(t, "testdata/faults") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
-			_, warnings, err := Parse(filepath.Base(path), read(t, path))
+			_, warnings, err := parse(filepath.Base(path), read(t, path))
 			faults, ok := errors.AsType[Faults](err)
 			if !ok {
-				t.Fatalf("Parse(%s) = %v, want Faults", path, err)
+				t.Fatalf("parse(%s) = %v, want Faults", path, err)
 			}
 			var b strings.Builder
 			for _, f := range faults {
@@ -80,7 +80,7 @@ func TestFaults(t *testing.T) {
 
 func TestDefault(t *testing.T) {
 	c := Default()
-	_, warnings, err := Parse("default.toml", []byte(DefaultNative()))
+	_, warnings, err := parse("default.toml", []byte(DefaultNative()))
 	if err != nil || len(warnings) > 0 {
 		t.Fatalf("default.toml: %v, warnings %v", err, warnings)
 	}
@@ -106,7 +106,7 @@ func TestDefaultPorts(t *testing.T) {
 			t.Errorf("no %s ports", name)
 		}
 		for _, r := range set.Ranges() {
-			if r.Last >= 32768 {
+			if r.Last >= ephemeral.First {
 				t.Errorf("%s port %d is in Linux's ephemeral range", name, r.Last)
 			}
 		}
@@ -207,7 +207,7 @@ func TestPlaceString(t *testing.T) {
 // TestRepeatedKeysStayBounded feeds more repetitions than anyone wants to read
 // about.
 func TestRepeatedKeysStayBounded(t *testing.T) {
-	_, warnings, err := Parse("p.conf", []byte(strings.Repeat("TCP_PORTS=\"7\"\n", 10_000)))
+	_, warnings, err := parse("p.conf", []byte(strings.Repeat("TCP_PORTS=\"7\"\n", 10_000)))
 	if err != nil || len(warnings) != maxFindings {
 		t.Errorf("%d warnings and %v, want %d and no fault", len(warnings), err, maxFindings)
 	}
@@ -215,7 +215,7 @@ func TestRepeatedKeysStayBounded(t *testing.T) {
 
 // TestFaultsStayBounded feeds more faults than anyone wants to read.
 func TestFaultsStayBounded(t *testing.T) {
-	_, _, err := Parse("p.conf", []byte(strings.Repeat("x\n", 10_000)))
+	_, _, err := parse("p.conf", []byte(strings.Repeat("x\n", 10_000)))
 	faults, _ := errors.AsType[Faults](err)
 	if len(faults) != maxFindings {
 		t.Fatalf("%d faults, want %d", len(faults), maxFindings)

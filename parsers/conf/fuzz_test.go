@@ -26,7 +26,7 @@ func fuzzDialect(f *testing.F, name string) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, _, err := Parse(name, text)
+		c, _, err := parse(name, text)
 		if err != nil {
 			if err.Error() == "" {
 				t.Fatalf("%q: a fault without words", text)
@@ -34,7 +34,7 @@ func fuzzDialect(f *testing.F, name string) {
 			return
 		}
 		native := c.AppendNative(nil)
-		again, _, err := Parse("native.toml", native)
+		again, _, err := parse("native.toml", native)
 		if err != nil {
 			t.Fatalf("%q is written natively as\n%s\nwhich is faulty: %v", text, native, err)
 		}

@@ -7,17 +7,9 @@ import (
 	"github.com/portsnare/portsnare/detector"
 )
 
-// ParsePorts reads a list of ports and port ranges such as "1,7,512-515", in
+// parsePorts reads a list of ports and port ranges such as "1,7,512-515", in
 // the grammar of PortSentry 2. Empty tokens are skipped, so that "" is the
-// empty set. An error is a [Faults] with one fault for every bad token.
-func ParsePorts(s string) (detector.PortSet, error) {
-	ports, faults := parsePorts(s)
-	if len(faults) > 0 {
-		return detector.PortSet{}, faults
-	}
-	return ports, nil
-}
-
+// empty set. There is a fault for every bad token, up to maxFindings.
 func parsePorts(s string) (detector.PortSet, Faults) {
 	var (
 		ranges []detector.PortRange

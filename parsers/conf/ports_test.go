@@ -1,9 +1,10 @@
 package conf
 
 import (
-	"errors"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestParsePorts(t *testing.T) {
@@ -25,9 +26,9 @@ func TestParsePorts(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := ParsePorts(tt.in)
-			if err != nil || got.String() != tt.want {
-				t.Errorf("ParsePorts(%q) = %v, %v, want %v", tt.in, got, err, tt.want)
+			got, faults := parsePorts(tt.in)
+			if len(faults) > 0 || got.String() != tt.want {
+				t.Errorf("parsePorts(%q) = %v, %v, want %v", tt.in, got, faults, tt.want)
 			}
 		})
 	}
@@ -62,26 +63,21 @@ func TestParsePortsFaults(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := ParsePorts(tt.in)
-			if err == nil || err.Error() != tt.want {
-				t.Fatalf("ParsePorts(%q) = %v, want %s", tt.in, err, tt.want)
-			}
-			if fault, _ := errors.AsType[Fault](err); fault.Upstream != tt.upstream {
-				t.Errorf("PortSentry's words are %q, want %q", fault.Upstream, tt.upstream)
+			_, faults := parsePorts(tt.in)
+			want := Faults{{Text: tt.want, Upstream: tt.upstream}}
+			if diff := cmp.Diff(want, faults); diff != "" {
+				t.Errorf("parsePorts(%q): faults (-want +got):\n%s", tt.in, diff)
 			}
 		})
 	}
 }
 
 func TestParsePortsCollectsEveryBadToken(t *testing.T) {
-	_, err := ParsePorts("x,1,0,2-1")
-	faults, _ := errors.AsType[Faults](err)
-	if len(faults) != 3 {
-		t.Errorf("ParsePorts found %d faults, want 3:\n%v", len(faults), err)
+	if _, faults := parsePorts("x,1,0,2-1"); len(faults) != 3 {
+		t.Errorf("parsePorts found %d faults, want 3:\n%v", len(faults), faults)
 	}
-	_, err = ParsePorts(strings.Repeat("x,", 10*maxFindings))
-	if faults, _ := errors.AsType[Faults](err); len(faults) != maxFindings {
-		t.Errorf("ParsePorts found %d faults, want no more than %d", len(faults), maxFindings)
+	if _, faults := parsePorts(strings.Repeat("x,", 10*maxFindings)); len(faults) != maxFindings {
+		t.Errorf("parsePorts found %d faults, want no more than %d", len(faults), maxFindings)
 	}
 }
 
@@ -90,13 +86,13 @@ func FuzzParsePorts(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		ports, err := ParsePorts(s)
-		if err != nil {
+		ports, faults := parsePorts(s)
+		if len(faults) > 0 {
 			return
 		}
-		again, err := ParsePorts(ports.String())
-		if err != nil || again.String() != ports.String() {
-			t.Fatalf("%q -> %v -> %v, %v", s, ports, again, err)
+		again, faults := parsePorts(ports.String())
+		if len(faults) > 0 || again.String() != ports.String() {
+			t.Fatalf("%q -> %v -> %v, %v", s, ports, again, faults)
 		}
 		if ports.Contains(0) {
 			t.Fatalf("%q has port 0", s)

@@ -8,7 +8,7 @@ import (
 	"unicode"
 )
 
-// AppendNative appends c in the native form: what [Parse] reads back as c. Keys
+// AppendNative appends c in the native form: what [Load] reads back as c. Keys
 // at their defaults are left out, except mode and interfaces.
 func (c Config) AppendNative(dst []byte) []byte {
 	w := nativeWriter{text: dst}
