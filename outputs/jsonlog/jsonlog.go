@@ -13,9 +13,9 @@ import (
 
 var _ outputs.Output = (*Writer)(nil)
 
-// Schema is the version of the record's own fields. It rises when a field
+// schema is the version of the record's own fields. It rises when a field
 // changes its meaning or type, not when one is added.
-const Schema = 1
+const schema = 1
 
 // Options say what a record tells of the daemon. Text is cut at 253 bytes and
 // loses its control characters.

@@ -82,7 +82,7 @@ var goldenEvents = []detector.Event{
 	{At: at, Sequence: 4, Action: detector.DaemonStopped},
 }
 
-var goldenOptions = Options{BootID: "0b5f27a9", Hostname: "gw.example.net", Version: "0.1.0"}
+var goldenOptions = Options{BootID: "Q7BVTMZ5KXAW3RHJ2ECNUDY4GL", Hostname: "gw.example.net", Version: "0.1.0"}
 
 func deliver(t *testing.T, o Options, events ...detector.Event) string {
 	t.Helper()

@@ -190,5 +190,5 @@ func (w *Writer) appendDaemonEvent(dst []byte, ev *detector.Event) []byte {
 // appendSchema opens the object of our own fields.
 func appendSchema(dst []byte) []byte {
 	dst = append(dst, `,"portsnare":{"schema":`...)
-	return strconv.AppendInt(dst, Schema, 10)
+	return strconv.AppendInt(dst, schema, 10)
 }
