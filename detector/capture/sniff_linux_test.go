@@ -626,7 +626,7 @@ func TestSniffEndsWithWhatHasArrived(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
 	wire := newInjector(t, scanner, target)
 	last, lastProbe := lastPacket(t)
-	for round := range 50 {
+	for round := range 10 {
 		s := startSniffing(t, target)
 		wire.send(t, last)
 		for s.Stats().Packets == 0 { // it arrives at once, unless the machine is busy
@@ -642,6 +642,35 @@ func TestSniffEndsWithWhatHasArrived(t *testing.T) {
 		if diff := diffProbes(lastProbe, s.next(t)); diff != "" {
 			t.Fatalf("probe (-want +got):\n%s", diff)
 		}
+	}
+}
+
+// TestCloseWhileTheHostChanges closes sockets while they read interfaces and
+// addresses; the race detector judges.
+func TestCloseWhileTheHostChanges(t *testing.T) {
+	_, target := nettest.NewPair(t)
+	for range 5 {
+		s := startSniffing(t, target)
+		resynced := make(chan error)
+		go func() {
+			for {
+				if err := s.resync(); err != nil {
+					resynced <- err
+					return
+				}
+			}
+		}()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-resynced; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("resync after Close: %v, want %v", err, os.ErrClosed)
+		}
+		if err := s.wait(t); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Sniff: %v, want %v", err, os.ErrClosed)
+		}
+		s.ended = make(chan error, 1)
+		s.ended <- nil // seen
 	}
 }
 
