@@ -2,6 +2,8 @@ package capture
 
 import (
 	"fmt"
+	"os"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -11,20 +13,24 @@ import (
 // kernel that does not, so that capture cannot hang on it.
 const netlinkPatience = 2 * time.Second
 
-// A dumper reads whole tables from the kernel. It is not safe for concurrent
-// use.
+// A dumper reads whole tables from the kernel. It is safe for concurrent use.
+// After a failure it opens its socket anew in whichever thread asks next, so
+// the process must stay in one network namespace.
 type dumper struct {
 	family int
+
+	mu     sync.Mutex
 	conn   *netlink.Conn // nil after a failure
+	closed bool
 }
 
 // newDumper opens a netlink socket in the network namespace of this thread.
 func newDumper(family int) (*dumper, error) {
 	d := &dumper{family: family}
-	return d, d.dial()
+	return d, d.dialLocked()
 }
 
-func (d *dumper) dial() error {
+func (d *dumper) dialLocked() error {
 	conn, err := netlink.Dial(d.family, nil)
 	if err != nil {
 		return fmt.Errorf("open a netlink socket: %w", err)
@@ -33,23 +39,29 @@ func (d *dumper) dial() error {
 	return nil
 }
 
-// dump returns the kernel's answers to a request for a table.
+// dump returns the kernel's answers to a request for a table, or [os.ErrClosed]
+// after close.
 func (d *dumper) dump(kind netlink.HeaderType, request []byte) ([]netlink.Message, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil, os.ErrClosed
+	}
 	if d.conn == nil {
-		if err := d.dial(); err != nil {
+		if err := d.dialLocked(); err != nil {
 			return nil, err
 		}
 	}
-	answers, err := d.execute(kind, request)
+	answers, err := d.executeLocked(kind, request)
 	if err != nil {
 		// What is left of the answers stays in this socket, so leave it.
-		_ = d.close()
+		_ = d.hangUpLocked()
 		return nil, err
 	}
 	return answers, nil
 }
 
-func (d *dumper) execute(kind netlink.HeaderType, request []byte) ([]netlink.Message, error) {
+func (d *dumper) executeLocked(kind netlink.HeaderType, request []byte) ([]netlink.Message, error) {
 	if err := d.conn.SetDeadline(time.Now().Add(netlinkPatience)); err != nil {
 		return nil, err
 	}
@@ -59,11 +71,18 @@ func (d *dumper) execute(kind netlink.HeaderType, request []byte) ([]netlink.Mes
 	})
 }
 
-func (d *dumper) close() error {
+func (d *dumper) hangUpLocked() error {
 	if d.conn == nil {
 		return nil
 	}
 	err := d.conn.Close()
 	d.conn = nil
 	return err
+}
+
+func (d *dumper) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	return d.hangUpLocked()
 }

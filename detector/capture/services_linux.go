@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,16 +34,15 @@ import (
 // and counts as free.
 type Services struct {
 	log      *logrus.Entry
+	sockets  *dumper
 	table    atomic.Pointer[serviceTable] // never nil
 	stale    atomic.Bool                  // a timer says that table has served its time
 	failures atomic.Uint64
 
 	warned logLimit
 
-	mu      sync.Mutex // held while a snapshot is read
-	timer   *time.Timer
-	sockets *dumper
-	closed  bool
+	mu    sync.Mutex // held while a snapshot is read
+	timer *time.Timer
 }
 
 // How long a snapshot serves. Reading must cost at most a hundredth of a CPU,
@@ -60,7 +60,8 @@ func serviceAge(cost time.Duration) time.Duration {
 }
 
 // NewServices reads the socket tables for the first time, in the network
-// namespace of the calling thread. log tells of failures; nil means silence.
+// namespace of the calling thread; all threads that ask later must be in the
+// same. log tells of failures; nil means silence.
 func NewServices(log *logrus.Entry) (*Services, error) {
 	if log == nil {
 		log = silentLog()
@@ -91,12 +92,7 @@ func (s *Services) serve(t *serviceTable) {
 }
 
 // Close frees the netlink socket. The last snapshot stays in force.
-func (s *Services) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	return s.sockets.close()
-}
+func (s *Services) Close() error { return s.sockets.close() }
 
 // Failures returns how often the socket tables could not be read.
 func (s *Services) Failures() uint64 { return s.failures.Load() }
@@ -121,11 +117,14 @@ func (s *Services) current() *serviceTable {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.table.Load()
-	if s.closed || !s.stale.Load() {
+	if !s.stale.Load() {
 		return old
 	}
 	fresh, err := readServices(s.sockets)
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrClosed):
+		return old
+	case err != nil:
 		s.failures.Add(1)
 		if s.warned.allow(time.Now()) {
 			s.log.WithError(err).Warn("socket tables cannot be read; services are those known before")

@@ -71,8 +71,9 @@ type PacketSocket struct {
 	settled  bool // stats are final
 }
 
-// Open opens a packet socket in the network namespace of the calling thread.
-// It needs CAP_NET_RAW; nothing after it does. Packets are collected from now
+// Open opens a packet socket in the network namespace of the calling thread,
+// in which the process must stay: what is known of interfaces and addresses is
+// read in others of its threads. It needs CAP_NET_RAW; nothing after it does. Packets are collected from now
 // on, so [Sniff] should follow soon.
 //
 // It is an error if none of the wanted interfaces is up. Interfaces that
