@@ -60,8 +60,8 @@ func serviceAge(cost time.Duration) time.Duration {
 }
 
 // NewServices reads the socket tables for the first time, in the network
-// namespace of the calling thread; all threads that ask later must be in the
-// same. log tells of failures; nil means silence.
+// namespace of the calling thread, in which the process must stay as for
+// [Open]. log tells of failures; nil means silence.
 func NewServices(log *logrus.Entry) (*Services, error) {
 	if log == nil {
 		log = silentLog()

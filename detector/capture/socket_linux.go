@@ -71,10 +71,10 @@ type PacketSocket struct {
 	settled  bool // stats are final
 }
 
-// Open opens a packet socket in the network namespace of the calling thread,
-// in which the process must stay: what is known of interfaces and addresses is
-// read in others of its threads. It needs CAP_NET_RAW; nothing after it does. Packets are collected from now
-// on, so [Sniff] should follow soon.
+// Open opens a packet socket in the network namespace of the calling thread.
+// It needs CAP_NET_RAW; nothing after it does. Packets are collected from now
+// on, so [Sniff] should follow soon. The process must stay in one network
+// namespace, because any thread of it may open a netlink socket anew.
 //
 // It is an error if none of the wanted interfaces is up. Interfaces that
 // appear later are captured too.
