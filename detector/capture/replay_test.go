@@ -239,7 +239,7 @@ func TestReplaySelects(t *testing.T) {
 		frame := patch(frameOn(linkSLL, etherTypeIPv4, packet), 1, packetType)
 		return record{at: arrival, frame: frame, length: len(frame)}
 	}
-	const toUs, fromUs = 0, 4
+	const toUs, toAll, toMany, toAnother, fromUs = 0, 1, 2, 3, 4
 	tests := map[string]struct {
 		in    record
 		local netip.Addr
@@ -249,6 +249,9 @@ func TestReplaySelects(t *testing.T) {
 		"SYN-ACK":       {in: sll(toUs, tcp4(t, detector.SYN|detector.ACK)), local: target4, want: ReplayStats{NotProbes: 1}},
 		"to a stranger": {in: sll(toUs, tcp4(t, detector.SYN)), local: scanner4, want: ReplayStats{NotLocal: 1}},
 		"sent by us":    {in: sll(fromUs, tcp4(t, detector.SYN)), local: target4, want: ReplayStats{NotLocal: 1}},
+		"to all":        {in: sll(toAll, tcp4(t, detector.SYN)), local: target4, want: ReplayStats{NotLocal: 1}},
+		"to many":       {in: sll(toMany, tcp4(t, detector.SYN)), local: target4, want: ReplayStats{NotLocal: 1}},
+		"to another":    {in: sll(toAnother, tcp4(t, detector.SYN)), local: target4, want: ReplayStats{NotLocal: 1}},
 		"mapped local":  {in: sll(toUs, tcp4(t, detector.SYN)), local: netip.AddrFrom16(target4.As16()), want: ReplayStats{Probes: 1}},
 		"wrong checksum": {
 			in: sll(toUs, patch(tcp4(t, detector.SYN), 36, 1, 2)), local: target4,
