@@ -34,7 +34,8 @@ test: check-go ## install what the tests need from Debian and run all tests
 	PATH="$$PATH:/usr/sbin:/sbin" CGO_ENABLED=1 go test -race ./...
 
 .PHONY: lint
-lint: check-go $(GOLANGCI_LINT) ## check style and import rules
+lint: check-go $(GOLANGCI_LINT) ## check go.mod, style and import rules
+	go mod tidy -diff
 	$(GOLANGCI_LINT) run
 
 .PHONY: fuzz
