@@ -15,7 +15,7 @@ type ReplayStats struct {
 	Probes  uint64 // handed to the observer
 
 	NotProbes uint64 // segments with ACK or RST
-	NotLocal  uint64 // to an address that is not the host's, or sent by the host itself
+	NotLocal  uint64 // to an address that is not the host's, to many hosts at once, or sent by the host itself
 
 	Undecoded map[string]uint64 // packets by why they are neither segment nor datagram
 }
@@ -51,7 +51,7 @@ func Replay(ctx context.Context, r io.Reader, survey *Survey, observe Observer) 
 		switch {
 		case f.drop != notDropped:
 			stats.Undecoded[f.drop.String()]++
-		case f.link.outgoing || !contains(survey.local, f.packet.Target.Addr()):
+		case f.link.outgoing || f.link.group || !contains(survey.local, f.packet.Target.Addr()):
 			stats.NotLocal++
 		case !isProbe(&f.packet):
 			stats.NotProbes++
