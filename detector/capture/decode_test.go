@@ -254,6 +254,8 @@ func TestDecode(t *testing.T) {
 		"hop-by-hop, 2048":           {data: behind(t, hopByHop, extension(2048)), want: syn6},
 		"hop-by-hop not first":       {data: behind(t, destination, extension(8, hopByHop), extension(8)), drop: dropMalformed},
 		"routing":                    {data: behind(t, routing, extension(24)), want: syn6},
+		"routing, segments left":     {data: patch(behind(t, routing, extension(24)), 43, 1), drop: dropMalformed},
+		"routing, cut short":         {data: patch(behind(t, routing, extension(24)), 4, 0, 3)[:43], drop: dropMalformed},
 		"twenty headers":             {data: behind(t, destination, chain(20)...), want: syn6},
 		"atomic fragment":            {data: behind(t, fragment, fragmentHeader(0)), want: syn6},
 		"IPv6 first fragment":        {data: behind(t, fragment, fragmentHeader(1)), want: syn6},
