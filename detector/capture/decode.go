@@ -3,6 +3,7 @@ package capture
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/google/gopacket"
@@ -341,50 +342,65 @@ const (
 	protocolShim6    layers.IPProtocol = 140 // RFC 5533
 )
 
+// ipv6Extensions are the headers that may stand before TCP or UDP.
+var ipv6Extensions = []layers.IPProtocol{
+	layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
+	layers.IPProtocolAH, layers.IPProtocolIPv6Destination, protocolMobility, protocolHIP, protocolShim6,
+}
+
 // walk goes over the extension headers to the transport header. There is no
 // limit on their number, because Linux has none: every header takes at least
 // eight of the packet's bytes, and that bounds the walk.
 func (l ipv6Layer) walk(next layers.IPProtocol, data []byte) error {
-	first := true
-	for {
-		var length int
-		switch next {
-		case layers.IPProtocolIPv6HopByHop:
-			if !first { // RFC 8200, section 4.1
-				return dropMalformed
-			}
-			fallthrough
-		case layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Destination,
-			protocolMobility, protocolHIP, protocolShim6:
-			if len(data) < 2 {
-				return l.short()
-			}
-			length = (int(data[1]) + 1) * 8 // a length field of 0 is legal and means 8 bytes
-		case layers.IPProtocolAH:
-			if len(data) < 2 {
-				return l.short()
-			}
-			length = (int(data[1]) + 2) * 4 // RFC 4302, section 2.2
-		case layers.IPProtocolIPv6Fragment:
-			length = 8 // its second byte is reserved, not a length
-			if len(data) < length {
-				return l.short()
-			}
-			field := binary.BigEndian.Uint16(data[2:])
-			if field>>3 != 0 {
-				return dropFragment
-			}
-			// With no more to follow it is an atomic fragment: a whole packet (RFC 6946).
-			l.fragment = l.fragment || field&1 != 0
-		default:
-			l.next, l.payload = next, data
-			return nil
+	const minLength = 8
+	for first := true; slices.Contains(ipv6Extensions, next); first = false {
+		if len(data) < minLength {
+			return l.short()
 		}
+		if next == layers.IPProtocolIPv6HopByHop && !first {
+			return dropMalformed // RFC 8200, section 4.1
+		}
+		if err := l.readExtension(next, data); err != nil {
+			return err
+		}
+		length := extensionLength(next, data[1])
 		if len(data) < length {
 			return l.short()
 		}
-		next, data, first = layers.IPProtocol(data[0]), data[length:], false
+		next, data = layers.IPProtocol(data[0]), data[length:]
 	}
+	l.next, l.payload = next, data
+	return nil
+}
+
+// readExtension takes the fixed part of an extension header.
+func (l ipv6Layer) readExtension(kind layers.IPProtocol, header []byte) error {
+	switch kind {
+	case layers.IPProtocolIPv6Routing:
+		if segmentsLeft := header[3]; segmentsLeft != 0 {
+			return dropMalformed // the packet is to travel on (RFC 8200, section 4.4)
+		}
+	case layers.IPProtocolIPv6Fragment:
+		offset := binary.BigEndian.Uint16(header[2:])
+		if offset>>3 != 0 {
+			return dropFragment
+		}
+		// With no more to follow it is an atomic fragment: a whole packet (RFC 6946).
+		l.fragment = l.fragment || offset&1 != 0
+	}
+	return nil
+}
+
+// extensionLength returns how many bytes an extension header takes, by its
+// second byte.
+func extensionLength(kind layers.IPProtocol, field byte) int {
+	switch kind {
+	case layers.IPProtocolIPv6Fragment:
+		return 8 // the byte is reserved, not a length
+	case layers.IPProtocolAH:
+		return (int(field) + 2) * 4 // RFC 4302, section 2.2
+	}
+	return (int(field) + 1) * 8 // 0 is legal and means 8 bytes
 }
 
 // vlanLayer is gopacket's VLAN tag, without its error texts.

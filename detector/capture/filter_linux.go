@@ -110,15 +110,10 @@ func (p *program) ipv6(tcp, udp, match, drop label) {
 	p.jumpIf(bpf.JumpEqual, uint32(detector.TCP), tcp)
 	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
 	for _, header := range ipv6Extensions {
-		p.jumpIf(bpf.JumpEqual, header, match)
+		p.jumpIf(bpf.JumpEqual, uint32(header), match)
 	}
 	p.jump(drop)
 }
-
-// ipv6Extensions are the headers that may stand before TCP or UDP: hop-by-hop
-// options, routing, fragment, authentication, destination options, mobility,
-// HIP and shim6.
-var ipv6Extensions = []uint32{0, 43, 44, 51, 60, 135, 139, 140}
 
 // checkFrame drops frames that are not for this host, or come again.
 func (f *filter) checkFrame(p *program, drop label) {
