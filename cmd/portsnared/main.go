@@ -62,7 +62,8 @@ nobody.
 
 Usage:
   portsnared [-c FILE] [-i NAME]...        watch (needs root or CAP_NET_RAW)
-  portsnared -r FILE [-c FILE] [--json]    replay a capture, as any user
+  portsnared -r FILE [--local ADDRESS,...] [-c FILE] [--json]
+                                           replay a capture, as any user
 
 Without -c it watches all interfaces for probes of a built-in list of ports.
 
@@ -176,6 +177,13 @@ func withOptions(cfg conf.Config, o options) conf.Config {
 
 func logWarnings(log *logrus.Entry, warnings []conf.Warning) {
 	for _, w := range warnings {
-		log.WithFields(logrus.Fields{"file": w.File, "line": w.Line, "key": w.Key}).Warn(w.Text)
+		entry := log.WithField("file", w.File)
+		if w.Line > 0 {
+			entry = entry.WithField("line", w.Line)
+		}
+		if w.Key != "" {
+			entry = entry.WithField("key", w.Key)
+		}
+		entry.Warn(w.Text)
 	}
 }

@@ -41,7 +41,7 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	if !cfg.Log.NoStdout {
 		set.add("stdout", portsentrylog.NewLines(printed))
 	}
-	if cfg.Log.History != "" {
+	if cfg.Log.History != "" && cfg.Log.History != os.DevNull {
 		history, err := set.file(cfg.Log.History, 0o644)
 		if err != nil {
 			return nil, fmt.Errorf("history: %w", err)

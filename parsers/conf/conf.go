@@ -192,6 +192,8 @@ var errTooLarge = fmt.Errorf("larger than %d bytes; is it the right file?", maxF
 
 // readFile reads a file of at most maxFileSize bytes. Its errors do not repeat
 // the path.
+//
+// A byte order mark, as some editors write it, is left out.
 func readFile(path string) ([]byte, error) {
 	f, err := openFile(path)
 	if err != nil {
@@ -207,11 +209,12 @@ func readFile(path string) ([]byte, error) {
 	case n > maxFileSize:
 		return nil, errTooLarge
 	}
-	return text.Bytes(), nil
+	return bytes.TrimPrefix(text.Bytes(), []byte("\ufeff")), nil
 }
 
-// openFile opens a regular file or a pipe that is our standard input. Anything
-// else could keep its reader waiting for ever.
+// openFile opens a regular file, the null device, by which administrators say
+// "none", or a pipe that is our standard input. Anything else could keep its
+// reader waiting for ever.
 func openFile(path string) (*os.File, error) {
 	// Without O_NONBLOCK, to open a named pipe would wait for its writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -221,7 +224,7 @@ func openFile(path string) (*os.File, error) {
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-	case info.Mode().IsRegular():
+	case info.Mode().IsRegular(), path == os.DevNull:
 		return f, nil
 	case info.Mode().Type() == os.ModeNamedPipe && path == "/dev/stdin":
 		return f, nil

@@ -139,7 +139,7 @@ func TestLoad(t *testing.T) {
 		"missing native": {path: missing + ".toml", want: missing + ".toml: open: no such file or directory", cause: fs.ErrNotExist},
 		"directory":      {path: dir, want: dir + ": is a directory", upstream: "Cannot open config file: " + dir + "."},
 		"named pipe":     {path: pipe, want: pipe + ": not a regular file", upstream: "Cannot open config file: " + pipe + "."},
-		"device":         {path: os.DevNull, want: os.DevNull + ": not a regular file", upstream: "Cannot open config file: " + os.DevNull + "."},
+		"device":         {path: "/dev/zero", want: "/dev/zero: not a regular file", upstream: "Cannot open config file: /dev/zero."},
 		"too large":      {path: large, want: large + ": larger than 1048576 bytes; is it the right file?", cause: errTooLarge},
 	}
 	for name, tt := range tests {
@@ -155,6 +155,26 @@ func TestLoad(t *testing.T) {
 				t.Errorf("Load(%s) does not wrap %v", tt.path, tt.cause)
 			}
 		})
+	}
+}
+
+func TestLoadIgnoreNone(t *testing.T) {
+	set, warnings, err := LoadIgnore(os.DevNull)
+	if err != nil || len(warnings) > 0 || set.Len() > 0 {
+		t.Errorf("LoadIgnore(%s) = %d prefixes, %v, %v, want none", os.DevNull, set.Len(), warnings, err)
+	}
+}
+
+func TestLoadLeavesOutAByteOrderMark(t *testing.T) {
+	for name, text := range map[string]string{"f.conf": "TCP_PORTS=\"1\"\n", "f.toml": "detect.tcp_ports = \"1\"\n"} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, []byte("\ufeff"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, _, err := Load(path)
+		if err != nil || cfg.Detect.TCPPorts.String() != "1" {
+			t.Errorf("%s with a byte order mark: ports %q, %v, want 1", name, cfg.Detect.TCPPorts, err)
+		}
 	}
 }
 
