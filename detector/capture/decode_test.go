@@ -156,6 +156,14 @@ func tag(vid uint16, etherType layers.EthernetType, data []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(b, uint16(etherType)), data...)
 }
 
+// tags puts n tags of VLAN 0 around data.
+func tags(n int, etherType layers.EthernetType, data []byte) []byte {
+	for range n {
+		data, etherType = tag(0, etherType, data), layers.EthernetTypeDot1Q
+	}
+	return data
+}
+
 func TestDecode(t *testing.T) {
 	syn4 := detector.Probe{
 		At:     arrival,
@@ -207,6 +215,7 @@ func TestDecode(t *testing.T) {
 		"UDP length too large":  {data: patch(udp4, 24, 0, 9), drop: dropMalformed},
 		"priority tag":          {etherType: layers.EthernetTypeDot1Q, data: tag(0, layers.EthernetTypeIPv4, tcp), want: syn4},
 		"QinQ":                  {etherType: layers.EthernetTypeQinQ, data: tag(5, layers.EthernetTypeDot1Q, tag(6, layers.EthernetTypeIPv4, tcp)), want: syn4},
+		"twenty tags":           {etherType: layers.EthernetTypeDot1Q, data: tags(20, layers.EthernetTypeIPv4, tcp), want: syn4},
 		"tag around ARP":        {etherType: layers.EthernetTypeDot1Q, data: tag(0, layers.EthernetTypeARP, make([]byte, 28)), drop: dropNotIP},
 		"half a tag":            {etherType: layers.EthernetTypeDot1Q, data: []byte{0, 0, 8}, drop: dropMalformed},
 		"ARP":                   {etherType: layers.EthernetTypeARP, data: make([]byte, 28), drop: dropNotIP},

@@ -110,6 +110,10 @@ func TestFrameStartsWith(t *testing.T) {
 		"IPv6 behind two":              {tagged, unix.ETH_P_IPV6, tag(0x6000, layers.EthernetTypeIPv6, syn6), unix.ETH_P_8021Q},
 		"two tags, announced as such":  {tagged, unix.ETH_P_8021Q, tag(0, layers.EthernetTypeIPv4, syn4), unix.ETH_P_8021Q},
 		"flow label like an EtherType": {tagged, unix.ETH_P_IPV6, patch(syn6, 0, 0x60, 0, 0x86, 0xdd), unix.ETH_P_IPV6},
+		"IPv4 behind three":            {tagged, unix.ETH_P_IP, tags(2, layers.EthernetTypeIPv4, syn4), unix.ETH_P_8021Q},
+		"IPv6 behind twenty":           {tagged, 0, tags(19, layers.EthernetTypeIPv6, syn6), unix.ETH_P_8021Q},
+		"VLAN 5 behind others":         {tagged, unix.ETH_P_IP, tag(0, layers.EthernetTypeDot1Q, tag(5, layers.EthernetTypeIPv4, syn4)), unix.ETH_P_IP},
+		"half a tag":                   {tagged, unix.ETH_P_IP, tags(2, layers.EthernetTypeIPv4, nil)[:6], unix.ETH_P_IP},
 		"like a tag, untagged":         {untagged, unix.ETH_P_IP, tag(0, layers.EthernetTypeIPv4, syn4), unix.ETH_P_IP},
 		"nothing":                      {tagged, unix.ETH_P_IP, nil, unix.ETH_P_IP},
 	}
