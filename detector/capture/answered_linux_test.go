@@ -231,7 +231,7 @@ func TestAnsweredPacketsAreProbes(t *testing.T) {
 		"VLAN 0 twice":      {{unix.ETH_P_8021AD, tag(0, layers.EthernetTypeDot1Q, tag(0, layers.EthernetTypeIPv6, six))}},
 		"VLAN 0 thrice":     {{unix.ETH_P_8021Q, tags(3, layers.EthernetTypeIPv4, tcp)}},
 		"VLAN 0, 20 times":  {{unix.ETH_P_8021Q, tags(20, layers.EthernetTypeIPv6, six)}},
-		"other EtherType": {{unix.ETH_P_IPV6, tcp}},
+		"other EtherType":   {{unix.ETH_P_IPV6, tcp}},
 	}
 	q := newInquiry(t)
 	for name, packets := range tests {

@@ -193,7 +193,6 @@ type network struct {
 	payload        []byte            // the transport header and what follows, as captured
 	cut            int               // bytes at the end of payload that the capture left out
 	checksum       checksumState
-	vlanTags       int // seen before the IP header
 }
 
 func (n *network) LayerPayload() []byte { return n.payload }
@@ -403,23 +402,29 @@ func extensionLength(kind layers.IPProtocol, field byte) int {
 	return (int(field) + 1) * 8 // 0 is legal and means 8 bytes
 }
 
-// vlanLayer is gopacket's VLAN tag, without its error texts.
+// vlanLayer is all VLAN tags before the IP header. Linux takes off any number
+// of them.
 type vlanLayer struct {
-	layers.Dot1Q
-	ip *network
+	ip      *network
+	next    layers.EthernetType
+	payload []byte
 }
 
-// maxVLANTags is one more than a provider's and a customer's tag (802.1ad).
-const maxVLANTags = 3
+func (*vlanLayer) CanDecode() gopacket.LayerClass      { return layers.LayerTypeDot1Q }
+func (l *vlanLayer) NextLayerType() gopacket.LayerType { return l.next.LayerType() }
+func (l *vlanLayer) LayerPayload() []byte              { return l.payload }
 
-func (l *vlanLayer) DecodeFromBytes(data []byte, df gopacket.DecodeFeedback) error {
-	if len(data) < 4 {
-		return l.ip.short()
+func (l *vlanLayer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
+	for {
+		if len(data) < 4 {
+			return l.ip.short()
+		}
+		l.next, l.payload = layers.EthernetType(binary.BigEndian.Uint16(data[2:])), data[4:]
+		if l.next != layers.EthernetTypeDot1Q && l.next != layers.EthernetTypeQinQ {
+			return nil
+		}
+		data = l.payload
 	}
-	if l.ip.vlanTags++; l.ip.vlanTags > maxVLANTags {
-		return dropMalformed
-	}
-	return l.Dot1Q.DecodeFromBytes(data, df)
 }
 
 type tcpLayer struct {

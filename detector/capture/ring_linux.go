@@ -178,20 +178,35 @@ func (b *blockReader) next(f *frame) bool {
 }
 
 // startsWith returns what the frame's data starts with. Since Linux 6.11 a
-// packet behind two VLAN tags, of which the kernel has taken off one, is
-// announced by its inner type, though its data start with the second tag. The
-// filter lets through only a second tag of VLAN 0. Read as IPv4 that is a
-// header without length, and read as IPv6 one that announces a payload of
-// 24 KiB at the least, so neither is taken for a tag by mistake.
+// packet behind several VLAN tags, of which the kernel has taken off one, is
+// announced by its inner type or, behind many, by none, though its data start
+// with the second tag.
 func (f *frame) startsWith() uint16 {
-	if f.status&unix.TP_STATUS_VLAN_VALID == 0 || len(f.data) < 5 {
-		return f.etherType
-	}
-	id, inner, version := binary.BigEndian.Uint16(f.data)&vlanIDMask, binary.BigEndian.Uint16(f.data[2:]), f.data[4]>>4
-	if id == 0 && (inner == unix.ETH_P_IP && version == 4 || inner == unix.ETH_P_IPV6 && version == 6) {
+	if f.status&unix.TP_STATUS_VLAN_VALID != 0 && startsWithTags(f.data) {
 		return unix.ETH_P_8021Q
 	}
 	return f.etherType
+}
+
+// startsWithTags reports whether data is an IP packet behind VLAN tags, all of
+// VLAN 0, which the kernel takes off, however many there are. No IP packet is
+// taken for tags by mistake: read as IPv4 they are a header without length, and
+// read as IPv6 one that announces a payload of 16 KiB at the least or leads to
+// neither TCP nor UDP.
+func startsWithTags(data []byte) bool {
+	for len(data) > 4 && binary.BigEndian.Uint16(data)&vlanIDMask == 0 {
+		switch binary.BigEndian.Uint16(data[2:]) {
+		case unix.ETH_P_IP:
+			return data[4]>>4 == 4
+		case unix.ETH_P_IPV6:
+			return data[4]>>4 == 6
+		case unix.ETH_P_8021Q, unix.ETH_P_8021AD:
+			data = data[4:]
+		default:
+			return false
+		}
+	}
+	return false
 }
 
 // checksum says how far the kernel vouches for the transport checksum.
