@@ -12,13 +12,23 @@ import (
 	"github.com/portsnare/portsnare/detector"
 )
 
-// The decoder keeps two promises that gopacket's stock IP and TCP layers do
-// not: hostile bytes allocate nothing (the stock layers build an error text for
-// each fault and an object for each IPv6 option), and a packet is a probe
-// exactly when Linux would hand it to TCP or UDP (the stock layers refuse
-// legal two-byte IP options and malformed TCP options, which Linux accepts).
-// So gopacket's DecodingLayerParser drives layers of our own; only the VLAN
-// tag and the UDP header are decoded by the stock ones.
+// The decoder keeps two promises that gopacket's stock layers do not: hostile
+// bytes allocate nothing (the stock layers build an error text for each fault
+// and an object for each IPv6 option), and whatever Linux would answer is seen
+// (the stock layers refuse legal two-byte IP options and malformed TCP options,
+// which Linux accepts). So gopacket's DecodingLayerParser drives layers of our
+// own; only the UDP header is decoded by the stock one.
+//
+// It refuses the lengths, checksums and sources that Linux refuses, but sees a
+// little more than Linux hands to TCP and UDP. Of IP options and extension
+// headers it checks the lengths alone, so that a source route, an IPv6 option
+// that asks to be discarded, or an AH, mobility, HIP or shim6 header does not
+// hide a probe; and a first fragment counts even if the others never come.
+// Whoever sends such things to a trap port is no ordinary client.
+//
+// Nor does a forged source hide a probe: a loopback address off the wire, or
+// one of the host's own, is reported on purpose. Such sources must never be
+// banned, but that is not decided here.
 
 // packet is one frame from its network header on, wherever it came from.
 type packet struct {
