@@ -84,9 +84,7 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 		return nil, err
 	}
 	d.engine = detector.New(policy)
-	d.socket, err = capture.Open(capture.SniffConfig{
-		Interfaces: cfg.Interfaces, TCP: cfg.Detect.TCPPorts, UDP: cfg.Detect.UDPPorts, Log: log,
-	})
+	d.socket, err = capture.Open(sniffConfig(cfg, log))
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +94,19 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 	}
 	d.dispatcher = outputs.NewDispatcher(log, nil, d.outputs.named)
 	return d, nil
+}
+
+// sniffConfig says what to capture; cfg.Interfaces may be a word for many.
+func sniffConfig(cfg conf.Config, log *logrus.Entry) capture.SniffConfig {
+	sniff := capture.SniffConfig{TCP: cfg.Detect.TCPPorts, UDP: cfg.Detect.UDPPorts, Log: log}
+	switch {
+	case slices.Contains(cfg.Interfaces, conf.AllInterfaces):
+	case slices.Contains(cfg.Interfaces, conf.AllButLoopback):
+		sniff.SkipLoopbacks = true
+	default:
+		sniff.Names = cfg.Interfaces
+	}
+	return sniff
 }
 
 // run watches until ctx ends, then drains what is on its way.

@@ -132,7 +132,7 @@ func (s *PacketSocket) resync() error {
 // for by name matter to the administrator; others come and go with containers.
 func (s *PacketSocket) logChanges(rule interfaceRule, before, after *hostView) {
 	came, went := logrus.DebugLevel, logrus.DebugLevel
-	if rule.names != nil {
+	if rule.named() {
 		came, went = logrus.InfoLevel, logrus.WarnLevel
 	}
 	was, is := rule.wanted(before), rule.wanted(after)

@@ -45,13 +45,19 @@ type sniffing struct {
 }
 
 // startSniffing sniffs on host until the test ends.
-func startSniffing(t testing.TB, host *nettest.Host, interfaces ...string) *sniffing {
+func startSniffing(t testing.TB, host *nettest.Host, names ...string) *sniffing {
 	t.Helper()
+	return startSniffingWith(t, host, SniffConfig{Names: names})
+}
+
+// startSniffingWith does it in a way of its own, on the usual ports.
+func startSniffingWith(t testing.TB, host *nettest.Host, cfg SniffConfig) *sniffing {
+	t.Helper()
+	cfg.TCP, cfg.UDP = onePort(trapTCP), onePort(trapUDP)
 	s := &sniffing{probes: make(chan detector.Probe, 1<<16), ended: make(chan error, 1)}
 	host.Do(t, func() {
 		var err error
-		s.PacketSocket, err = Open(SniffConfig{Interfaces: interfaces, TCP: onePort(trapTCP), UDP: onePort(trapUDP)})
-		if err != nil {
+		if s.PacketSocket, err = Open(cfg); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -349,7 +355,8 @@ func TestSniffLoopback(t *testing.T) {
 			}
 		})
 	}
-	all, others, named := startSniffing(t, target), startSniffing(t, target, AllButLoopback), startSniffing(t, target, "lo")
+	all, named := startSniffing(t, target), startSniffing(t, target, "lo")
+	others := startSniffingWith(t, target, SniffConfig{SkipLoopbacks: true})
 	for _, address := range []string{"127.0.0.1:11", "127.0.0.9:11", "[::1]:11", "192.0.2.2:11"} {
 		knock(address)
 		for _, s := range []*sniffing{all, named} {
@@ -681,7 +688,7 @@ func TestLostPacketsAreCounted(t *testing.T) {
 	var s *PacketSocket
 	target.Do(t, func() {
 		var err error
-		if s, err = Open(SniffConfig{TCP: onePort(trapTCP), RingSize: 1}); err != nil {
+		if s, err = Open(SniffConfig{TCP: onePort(trapTCP), ringSize: 1}); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -709,18 +716,16 @@ func TestOpenErrors(t *testing.T) {
 	_, target := nettest.NewPair(t)
 	target.Run(t, "ip", "link", "set", "eth0", "down")
 	tests := map[string]struct {
-		interfaces []string
-		want       string
+		cfg  SniffConfig
+		want string
 	}{
-		"no such interface": {[]string{"eth9"}, `no usable interface: asked for "eth9"; this host has lo (up), eth0 (down)`},
-		"down":              {[]string{AllButLoopback}, `no usable interface: asked for "all-but-loopback"; this host has lo (up), eth0 (down)`},
-		"all and a name":    {[]string{"all", "eth0"}, `interfaces ["all" "eth0"]: "all" stands alone, without names`},
-		"name too long":     {[]string{"sixteen-bytes-xx"}, `interface "sixteen-bytes-xx": a name has 1 to 15 bytes`},
+		"no such interface": {SniffConfig{Names: []string{"eth9"}}, `no usable interface: asked for "eth9"; this host has lo (up), eth0 (down)`},
+		"down":              {SniffConfig{SkipLoopbacks: true}, `no usable interface: asked for all but loopback; this host has lo (up), eth0 (down)`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			target.Do(t, func() {
-				s, err := Open(SniffConfig{Interfaces: tt.interfaces})
+				s, err := Open(tt.cfg)
 				if err == nil {
 					s.Close()
 				}
@@ -752,7 +757,7 @@ func TestOpenWithoutPrivilege(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		s, err := Open(SniffConfig{Interfaces: []string{"lo"}})
+		s, err := Open(SniffConfig{Names: []string{"lo"}})
 		if err == nil {
 			s.Close()
 		}
@@ -773,7 +778,7 @@ func BenchmarkSniff(b *testing.B) {
 			var s *PacketSocket
 			target.Do(b, func() {
 				var err error
-				if s, err = Open(SniffConfig{TCP: onePort(trapTCP), HandOver: handOver}); err != nil {
+				if s, err = Open(SniffConfig{TCP: onePort(trapTCP), handOver: handOver}); err != nil {
 					b.Fatal(err)
 				}
 			})

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,35 +19,29 @@ import (
 	"github.com/portsnare/portsnare/detector"
 )
 
-// Names in [SniffConfig] that stand for interfaces by their kind.
-const (
-	AllInterfaces  = "all"
-	AllButLoopback = "all-but-loopback"
-)
-
 // A SniffConfig says what a [PacketSocket] captures.
 type SniffConfig struct {
-	// Interfaces is either one of AllInterfaces and AllButLoopback, or names
-	// of interfaces. Empty means AllInterfaces. Interfaces that belong to a
-	// bridge, bond or team are captured only if named, because their frames
-	// come again from it.
-	Interfaces []string
+	// Names are the interfaces to capture. Empty means all but those that
+	// belong to a bridge, bond or team, because their frames come again from it.
+	Names []string
+
+	SkipLoopbacks bool // leaves out loopback interfaces, also if named
 
 	TCP, UDP detector.PortSet // trap ports
 
-	// RingSize is the memory shared with the kernel, in bytes; packets that
-	// find it full are lost and counted. Zero means 16 MiB.
-	RingSize int
-
-	// HandOver is how long the kernel may wait for more packets before it
-	// hands over what it has; whole milliseconds. Zero means 1 ms.
-	HandOver time.Duration
-
 	Log *logrus.Entry // nil means silence
+
+	ringSize int           // zero means defaultRingSize; only tests need another
+	handOver time.Duration // zero means defaultHandOver; only tests need another
 }
 
 const (
+	// defaultRingSize is the memory shared with the kernel, in bytes; packets
+	// that find it full are lost and counted.
 	defaultRingSize = 16 << 20
+
+	// defaultHandOver is how long the kernel may wait for more packets before
+	// it hands over what it has; whole milliseconds.
 	defaultHandOver = time.Millisecond
 )
 
@@ -79,10 +74,6 @@ type PacketSocket struct {
 // It is an error if none of the wanted interfaces is up. Interfaces that
 // appear later are captured too.
 func Open(cfg SniffConfig) (_ *PacketSocket, err error) {
-	rule, err := newInterfaceRule(cfg.Interfaces)
-	if err != nil {
-		return nil, err
-	}
 	if cfg.Log == nil {
 		cfg.Log = silentLog()
 	}
@@ -100,7 +91,8 @@ func Open(cfg SniffConfig) (_ *PacketSocket, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if !rule.usable(view) {
+	rule := interfaceRule{names: cfg.Names, skipLoopbacks: cfg.SkipLoopbacks}
+	if len(rule.wanted(view)) == 0 {
 		return nil, fmt.Errorf("no usable interface: asked for %v; this host has %v", rule, view)
 	}
 	for _, name := range rule.missing(view) {
@@ -136,13 +128,7 @@ func (s *PacketSocket) open(cfg SniffConfig, w *watch) error {
 	if err := s.publish(w); err != nil {
 		return err
 	}
-	size, handOver := cfg.RingSize, cfg.HandOver
-	if size <= 0 {
-		size = defaultRingSize
-	}
-	if handOver <= 0 {
-		handOver = defaultHandOver
-	}
+	size, handOver := cmp.Or(cfg.ringSize, defaultRingSize), cmp.Or(cfg.handOver, defaultHandOver)
 	if s.ring, err = openRing(fd, size, handOver); err != nil {
 		return err
 	}

@@ -1,55 +1,41 @@
 package capture
 
 import (
-	"fmt"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
 )
 
-// An interfaceRule says which interfaces are wanted.
+// An interfaceRule says which interfaces are wanted, in the terms of
+// [SniffConfig].
 type interfaceRule struct {
-	names         []string // nil: by kind
+	names         []string // empty: all
 	skipLoopbacks bool
 }
 
-func newInterfaceRule(interfaces []string) (interfaceRule, error) {
-	switch {
-	case len(interfaces) == 0 || slices.Equal(interfaces, []string{AllInterfaces}):
-		return interfaceRule{}, nil
-	case slices.Equal(interfaces, []string{AllButLoopback}):
-		return interfaceRule{skipLoopbacks: true}, nil
+// String says what was asked for: `"eth0", "eth1"` or "all but loopback".
+func (r interfaceRule) String() string {
+	asked := "all"
+	if r.named() {
+		asked = `"` + strings.Join(r.names, `", "`) + `"`
 	}
-	for _, name := range interfaces {
-		if name == AllInterfaces || name == AllButLoopback {
-			return interfaceRule{}, fmt.Errorf("interfaces %q: %q stands alone, without names", interfaces, name)
-		}
-		if name == "" || len(name) >= unix.IFNAMSIZ {
-			return interfaceRule{}, fmt.Errorf("interface %q: a name has 1 to %d bytes", name, unix.IFNAMSIZ-1)
-		}
+	if r.skipLoopbacks {
+		asked += " but loopback"
 	}
-	return interfaceRule{names: interfaces}, nil
+	return asked
 }
 
-// String returns the rule as it was asked for.
-func (r interfaceRule) String() string {
-	switch {
-	case r.names != nil:
-		return `"` + strings.Join(r.names, `", "`) + `"`
-	case r.skipLoopbacks:
-		return `"` + AllButLoopback + `"`
-	}
-	return `"` + AllInterfaces + `"`
-}
+func (r interfaceRule) named() bool { return len(r.names) > 0 }
 
 func (r interfaceRule) wants(l link) bool {
-	if r.names != nil {
+	switch {
+	case r.skipLoopbacks && l.loopback:
+		return false
+	case r.named():
 		return slices.Contains(r.names, l.name)
 	}
-	return !l.member && !(r.skipLoopbacks && l.loopback)
+	return !l.member
 }
 
 // wanted returns the names of the wanted interfaces that are up.
@@ -62,8 +48,6 @@ func (r interfaceRule) wanted(v *hostView) []string {
 	}
 	return names
 }
-
-func (r interfaceRule) usable(v *hostView) bool { return len(r.wanted(v)) > 0 }
 
 // missing returns the names asked for that no interface has.
 func (r interfaceRule) missing(v *hostView) []string {
@@ -90,14 +74,14 @@ type watch struct {
 // filter returns the kernel's part of the checks.
 func (w *watch) filter() filter {
 	f := filter{tcp: w.tcp, udp: w.udp, skipLoopbacks: w.rule.skipLoopbacks}
-	if w.rule.names != nil {
+	if w.rule.named() {
 		f.only = []uint32{} // not nil: that would be all
 	}
 	for index, l := range w.view.links {
 		switch {
-		case w.rule.names != nil && w.rule.wants(l):
+		case w.rule.named() && w.rule.wants(l):
 			f.only = append(f.only, uint32(index))
-		case w.rule.names == nil && l.member:
+		case !w.rule.named() && l.member:
 			f.except = append(f.except, uint32(index))
 		}
 	}
@@ -110,7 +94,7 @@ func (w *watch) filter() filter {
 func (w *watch) link(index int) (link, bool) {
 	l, known := w.view.links[index]
 	if !known {
-		return l, w.rule.names == nil
+		return l, !w.rule.named()
 	}
 	return l, w.rule.wants(l)
 }

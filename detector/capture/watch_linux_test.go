@@ -14,24 +14,23 @@ func TestInterfaceRule(t *testing.T) {
 	view.links[3] = link{name: "br0", up: true}
 	view.links[4] = link{name: "wg0"}
 	tests := map[string]struct {
-		interfaces []string
-		text       string
-		wanted     []string // of those that are up
-		missing    []string
-		unknown    bool // whether an interface that has just appeared is wanted
+		rule    interfaceRule
+		text    string
+		wanted  []string // of those that are up
+		missing []string
+		unknown bool // whether an interface that has just appeared is wanted
 	}{
-		"default":       {nil, `"all"`, []string{"br0", "lo"}, nil, true},
-		"all":           {[]string{"all"}, `"all"`, []string{"br0", "lo"}, nil, true},
-		"no loopback":   {[]string{"all-but-loopback"}, `"all-but-loopback"`, []string{"br0"}, nil, true},
-		"named":         {[]string{"eth0", "wg0"}, `"eth0", "wg0"`, []string{"eth0"}, nil, false},
-		"named, absent": {[]string{"eth1", "br0"}, `"eth1", "br0"`, []string{"br0"}, []string{"eth1"}, false},
+		"all":           {interfaceRule{}, `all`, []string{"br0", "lo"}, nil, true},
+		"no loopback":   {interfaceRule{skipLoopbacks: true}, `all but loopback`, []string{"br0"}, nil, true},
+		"named":         {interfaceRule{names: []string{"eth0", "wg0"}}, `"eth0", "wg0"`, []string{"eth0"}, nil, false},
+		"named, absent": {interfaceRule{names: []string{"eth1", "br0"}}, `"eth1", "br0"`, []string{"br0"}, []string{"eth1"}, false},
+		"both": {
+			interfaceRule{names: []string{"lo", "br0"}, skipLoopbacks: true}, `"lo", "br0" but loopback`, []string{"br0"}, nil, false,
+		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			rule, err := newInterfaceRule(tt.interfaces)
-			if err != nil {
-				t.Fatal(err)
-			}
+			rule := tt.rule
 			if got := rule.String(); got != tt.text {
 				t.Errorf("it says %s, want %s", got, tt.text)
 			}
