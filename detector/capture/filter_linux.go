@@ -13,7 +13,7 @@ import (
 // ordinary traffic costs a few instructions in the kernel and nothing here.
 // Where it cannot be exact (fragments, IPv6 extension headers, sets with very
 // many ranges or interfaces) it lets through more, never less: the sniffer
-// checks everything again.
+// checks everything again but the port, which the engine does.
 
 // A filter says which packets the kernel hands over.
 type filter struct {

@@ -205,8 +205,6 @@ func (r *sniffer) frame(f *frame, w *watch, counts *packetCounts) {
 		counts.undecoded[why]++
 	case !isProbe(&probe):
 		counts.notProbes++
-	case !w.watches(&probe):
-		counts.unwatched++
 	case !w.view.isLocal(probe.Target.Addr(), l):
 		counts.notLocal++
 	default:

@@ -27,7 +27,9 @@ type SniffConfig struct {
 
 	SkipLoopbacks bool // leaves out loopback interfaces, also if named
 
-	TCP, UDP detector.PortSet // trap ports
+	// TCP and UDP are the trap ports. Where the kernel cannot tell by them
+	// exactly, probes to other ports are observed too.
+	TCP, UDP detector.PortSet
 
 	Log *logrus.Entry // nil means silence
 
@@ -191,14 +193,12 @@ func (s *PacketSocket) publish(w *watch) error {
 }
 
 // publishLocked makes w what packets are checked against, in the kernel and
-// here. Here comes first: a port that is new must not be refused here when its
-// first packet has passed the filter.
+// here, or leaves both as they were.
 func (s *PacketSocket) publishLocked(w *watch) error {
-	old := s.watch.Swap(w)
 	if err := s.attachLocked(w.filter()); err != nil {
-		s.watch.Store(old)
 		return err
 	}
+	s.watch.Store(w)
 	return nil
 }
 

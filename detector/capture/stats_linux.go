@@ -16,7 +16,7 @@ type Stats struct {
 	Probes  uint64 // handed to the observer
 
 	NotProbes uint64 // segments with ACK or RST that the filter could not tell
-	Unwatched uint64 // for a port or from an interface that the filter could not tell
+	Unwatched uint64 // from an interface that the filter could not tell
 	NotLocal  uint64 // for an address that this host does not have
 
 	Undecoded map[string]uint64 // packets by why they are neither segment nor datagram

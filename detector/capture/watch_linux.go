@@ -64,7 +64,8 @@ func (r interfaceRule) missing(v *hostView) []string {
 	return names
 }
 
-// A watch is all that a packet is checked against. It is immutable.
+// A watch is all that a packet is checked against, in the kernel or here. It is
+// immutable.
 type watch struct {
 	rule     interfaceRule
 	view     *hostView
@@ -97,11 +98,4 @@ func (w *watch) link(index int) (link, bool) {
 		return l, !w.rule.named()
 	}
 	return l, w.rule.wants(l)
-}
-
-func (w *watch) watches(p *detector.Probe) bool {
-	if p.Proto == detector.TCP {
-		return w.tcp.Contains(p.Target.Port())
-	}
-	return w.udp.Contains(p.Target.Port())
 }
