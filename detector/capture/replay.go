@@ -36,17 +36,7 @@ func Replay(ctx context.Context, r io.Reader, survey *Survey, observe Observer) 
 	if err != nil {
 		return stats, err
 	}
-	for {
-		if err := ctx.Err(); err != nil {
-			return stats, err
-		}
-		f, err := frames.next()
-		if errors.Is(err, io.EOF) {
-			return stats, frames.unsupported
-		}
-		if err != nil {
-			return stats, errors.Join(err, frames.unsupported)
-		}
+	err = frames.each(ctx, func(f *decodedFrame) {
 		stats.Packets++
 		switch {
 		case f.drop != notDropped:
@@ -59,7 +49,8 @@ func Replay(ctx context.Context, r io.Reader, survey *Survey, observe Observer) 
 			stats.Probes++
 			observe(f.packet)
 		}
-	}
+	})
+	return stats, errors.Join(err, frames.unsupported)
 }
 
 // decodedFrame is one decoded record.
@@ -84,6 +75,25 @@ func newFrameReader(r io.Reader) (*frameReader, error) {
 		return nil, err
 	}
 	return &frameReader{file: file, decoder: newDecoder()}, nil
+}
+
+// each calls fn with every record until the end of the capture, a damaged
+// record or the end of ctx; only the first is no error. What fn gets is valid
+// until it returns.
+func (r *frameReader) each(ctx context.Context, fn func(*decodedFrame)) error {
+	var f decodedFrame
+	for ctx.Err() == nil {
+		var err error
+		f, err = r.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		fn(&f)
+	}
+	return ctx.Err()
 }
 
 // next decodes the next record; its errors are those of [captureFile.next].

@@ -66,21 +66,16 @@ func Inspect(ctx context.Context, r io.Reader, local ...netip.Addr) (*Survey, er
 		return nil, err
 	}
 	s := newSurveyor(local)
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		f, err := frames.next()
-		var damage *damageError
-		switch {
-		case errors.Is(err, io.EOF) || errors.As(err, &damage):
-			return s.survey(), nil
-		case err != nil:
-			return nil, err
-		case f.drop == notDropped:
+	err = frames.each(ctx, func(f *decodedFrame) {
+		if f.drop == notDropped {
 			s.count(&f.packet, f.link.group)
 		}
+	})
+	var damage *damageError
+	if err != nil && !errors.As(err, &damage) {
+		return nil, err
 	}
+	return s.survey(), nil
 }
 
 // Local returns the host's own addresses in ascending order. The caller must
