@@ -60,8 +60,9 @@ func (e *Engine) Stats() Stats {
 }
 
 // Observe decides about one probe, in the order of PortSentry 2.0.7: watched
-// port, service, ignore list, trigger, local source, ban. It never blocks, and
-// allocates nothing unless a ban is asked for.
+// port, service, ignore list, trigger, local source, ban. It blocks no
+// longer than the policy's InUse, and allocates nothing itself unless a ban is
+// asked for.
 func (e *Engine) Observe(p Probe) Decision {
 	policy := e.policy.Load()
 	e.stats.probes.Add(1)

@@ -19,7 +19,8 @@ type Policy struct {
 
 	// InUse reports whether a local service holds target, so that a packet
 	// for it is no probe. Nil switches the check off. It is called for every
-	// probe to a trap port and must neither block for long nor allocate.
+	// probe to a trap port and must neither block nor allocate, except when it
+	// renews what it knows.
 	InUse func(proto Proto, target netip.AddrPort) bool
 
 	// SkipLocalCheck acts also on probes whose source is their own target

@@ -39,6 +39,8 @@ type link struct {
 // isLocal reports whether a packet that arrived on l is for this host rather
 // than to be forwarded. Like Linux it takes an address of any interface on any
 // other, except loopback addresses, which it takes on loopback interfaces only.
+// Networks that a route makes local (AnyIP) it does not know: on a router the
+// routes are too many to read.
 func (v *hostView) isLocal(addr netip.Addr, l link) bool {
 	if addr.IsLoopback() {
 		return l.loopback

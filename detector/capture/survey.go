@@ -90,7 +90,8 @@ func (s *Survey) Uncounted() uint64 { return s.uncounted }
 
 // InUse reports whether a service answers at target, in the shape of
 // [detector.Policy]'s InUse: somewhere in the capture, target accepted a TCP
-// connection or sent a UDP datagram.
+// connection or sent a UDP datagram. A forged datagram from one of the host's
+// addresses to another makes a service of its source port.
 func (s *Survey) InUse(proto detector.Proto, target netip.AddrPort) bool {
 	_, ok := s.services[service{proto, target}]
 	return ok
