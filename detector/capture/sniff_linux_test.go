@@ -568,13 +568,12 @@ func flood(t *testing.T, wire *injector) (stop func()) {
 }
 
 func TestSniffStops(t *testing.T) {
-	const soon = time.Second
 	scanner, target := nettest.NewPair(t)
 	wire := newInjector(t, scanner, target)
-	end := func(t *testing.T, s *sniffing, stop func()) {
+	end := func(t *testing.T, s *sniffing, soon time.Duration) {
 		t.Helper()
 		began := time.Now()
-		stop()
+		s.cancel()
 		if err := s.wait(t); err != nil {
 			t.Errorf("Sniff: %v", err)
 		}
@@ -586,7 +585,7 @@ func TestSniffStops(t *testing.T) {
 		s := startSniffing(t, target)
 		wire.send(t, tcp4(t, detector.SYN))
 		s.next(t)
-		end(t, s, s.cancel)
+		end(t, s, time.Second)
 	})
 	t.Run("flooded", func(t *testing.T) {
 		s := startSniffing(t, target)
@@ -598,7 +597,7 @@ func TestSniffStops(t *testing.T) {
 		}()
 		stop := flood(t, wire)
 		nettest.WaitFor(t, "the flood arrives", func() bool { return s.Stats().Probes > 10_000 })
-		end(t, s, s.cancel)
+		end(t, s, 5*time.Second) // the flood takes the machine, not only from us
 		if stats := s.Stats(); stats.Packets != stats.Probes+stats.Lost {
 			t.Errorf("%+v, want every packet observed or lost", stats)
 		}
@@ -693,13 +692,19 @@ func TestLostPacketsAreCounted(t *testing.T) {
 		}
 	})
 	defer s.Close()
-	const sent = 2 * blockSize / 64
-	for range sent {
-		wire.send(t, tcp4(t, detector.SYN))
+	const atOnce, enough = 100, 2 * blockSize / 64 // more than the kernel's backlog holds would not all arrive
+	var stats Stats
+	for sent := uint64(atOnce); stats.Lost == 0 && sent < enough; sent += atOnce {
+		for range atOnce {
+			wire.send(t, tcp4(t, detector.SYN))
+		}
+		nettest.WaitFor(t, "the packets arrive", func() bool {
+			stats = s.Stats()
+			return stats.Packets == sent
+		})
 	}
-	stats := s.Stats()
-	if stats.Packets != sent || stats.Lost == 0 || stats.Lost >= sent {
-		t.Errorf("%+v after %d packets, want all of them and some lost", stats, sent)
+	if stats.Lost == 0 || stats.Lost >= stats.Packets {
+		t.Errorf("%+v, want some of the packets lost", stats)
 	}
 	if again := s.Stats(); !maps.Equal(stats.Undecoded, again.Undecoded) || again.Packets != stats.Packets || again.Lost != stats.Lost {
 		t.Errorf("then %+v, want the same as before: %+v", again, stats)
