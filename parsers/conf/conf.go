@@ -29,7 +29,7 @@ type Config struct {
 
 	Detect Detect
 	Ban    Ban
-	Trap   Trap
+	Trap   TrapPorts
 	Log    Log
 	Events Events
 
@@ -40,8 +40,12 @@ type Config struct {
 // Mode says where probes come from.
 type Mode string
 
-// Stealth takes probes off the interfaces, before any service sees them.
-const Stealth Mode = "stealth"
+// The modes.
+const (
+	Stealth Mode = "stealth" // off the interfaces, before any service sees them
+	Trap    Mode = "trap"    // from connections and datagrams to ports opened for them
+	Both    Mode = "both"    // from either
+)
 
 // The words that stand for several interfaces in [Config.Interfaces].
 const (
@@ -92,8 +96,12 @@ const (
 	ReactCommand Reaction = "command" // only the command of output.runcmd runs
 )
 
-// Trap says how trap ports behave in trap mode.
-type Trap struct {
+// TrapPorts says which ports the modes [Trap] and [Both] open, and how they
+// behave.
+type TrapPorts struct {
+	TCPPorts detector.PortSet // default: if both sets are empty, those of Detect
+	UDPPorts detector.PortSet
+
 	Banner string // sent to whoever connects to a trap port, as it is; default none
 }
 
@@ -102,9 +110,20 @@ type Log struct {
 	NoStdout  bool   // do not print the lines on standard output; default false
 	Syslog    bool   // send them to the local syslog; default false
 	SyslogTag string // the program name they carry there; default DefaultSyslogTag
-	History   string // append them to this file, with a time stamp; default none
+	History   string // append a record of each to this file; default none
 	Resolve   bool   // look up the name of a source; default false
+
+	HistoryFormat HistoryFormat // of the records; default HistoryPortSentry2
 }
+
+// HistoryFormat is the form of the records in the history file.
+type HistoryFormat string
+
+// The forms of history records.
+const (
+	HistoryPortSentry2 HistoryFormat = "portsentry2" // PortSentry 2's: the line behind a time stamp
+	HistoryPortSentry1 HistoryFormat = "portsentry1" // PortSentry 1.2's, which stock Fail2Ban reads
+)
 
 // DefaultSyslogTag is the program name in syslog when none is set.
 const DefaultSyslogTag = "portsnare"
@@ -121,6 +140,26 @@ type Output struct {
 	Settings map[string]any
 }
 
+// Sniffed returns the ports to watch on the interfaces, which are none in mode
+// [Trap].
+func (c *Config) Sniffed() (tcp, udp detector.PortSet) {
+	if c.Mode == Trap {
+		return tcp, udp
+	}
+	return c.Detect.TCPPorts, c.Detect.UDPPorts
+}
+
+// Opened returns the ports to open as traps, which are none in mode [Stealth].
+func (c *Config) Opened() (tcp, udp detector.PortSet) {
+	switch {
+	case c.Mode == Stealth:
+		return tcp, udp
+	case c.Trap.TCPPorts.Len() == 0 && c.Trap.UDPPorts.Len() == 0:
+		return c.Detect.TCPPorts, c.Detect.UDPPorts
+	}
+	return c.Trap.TCPPorts, c.Trap.UDPPorts
+}
+
 // fillDefaults gives every field left at its zero value its default.
 func (c *Config) fillDefaults() {
 	c.Mode = cmp.Or(c.Mode, Stealth)
@@ -131,6 +170,7 @@ func (c *Config) fillDefaults() {
 	c.Ban.TCP = cmp.Or(c.Ban.TCP, ReactOff)
 	c.Ban.UDP = cmp.Or(c.Ban.UDP, ReactOff)
 	c.Log.SyslogTag = cmp.Or(c.Log.SyslogTag, DefaultSyslogTag)
+	c.Log.HistoryFormat = cmp.Or(c.Log.HistoryFormat, HistoryPortSentry2)
 }
 
 //go:embed default.toml

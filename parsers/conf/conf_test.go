@@ -89,7 +89,7 @@ func TestDefault(t *testing.T) {
 		Interfaces: []string{AllInterfaces},
 		Detect:     Detect{TCPPorts: c.Detect.TCPPorts, UDPPorts: c.Detect.UDPPorts},
 		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff},
-		Log:        Log{SyslogTag: DefaultSyslogTag},
+		Log:        Log{SyslogTag: DefaultSyslogTag, HistoryFormat: HistoryPortSentry2},
 	}
 	if diff := cmp.Diff(want, c, comparePorts); diff != "" {
 		t.Errorf("Default() (-want +got):\n%s", diff)
@@ -115,6 +115,37 @@ func TestDefaultPorts(t *testing.T) {
 				t.Errorf("%s port %d is reached by mistake", name, port)
 			}
 		}
+	}
+}
+
+// TestModesAndPorts shows which ports are watched how.
+func TestModesAndPorts(t *testing.T) {
+	const apart = "detect.tcp_ports = \"1\"\ndetect.udp_ports = \"2\"\ntrap.tcp_ports = \"3\"\n"
+	tests := map[string]struct {
+		text            string
+		sniffed, opened string // TCP and UDP
+	}{
+		"stealth":               {"mode = \"stealth\"\n" + apart, "1 2", " "},
+		"trap":                  {"mode = \"trap\"\n" + apart, " ", "3 "},
+		"both":                  {"mode = \"both\"\n" + apart, "1 2", "3 "},
+		"trap, one pair":        {"mode = \"trap\"\ndetect.udp_ports = \"2\"\n", " ", " 2"},
+		"both, one pair":        {"mode = \"both\"\ndetect.tcp_ports = \"1\"\n", "1 ", "1 "},
+		"trap, only trap ports": {"mode = \"trap\"\ntrap.udp_ports = \"3\"\n", " ", " 3"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			c, _, err := parse("f.toml", []byte(tt.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			words := func(tcp, udp detector.PortSet) string { return tcp.String() + " " + udp.String() }
+			if got := words(c.Sniffed()); got != tt.sniffed {
+				t.Errorf("Sniffed() = %q, want %q", got, tt.sniffed)
+			}
+			if got := words(c.Opened()); got != tt.opened {
+				t.Errorf("Opened() = %q, want %q", got, tt.opened)
+			}
+		})
 	}
 }
 

@@ -22,14 +22,8 @@ var nativeKeys = map[string]setter{
 	"mode":       text(func(c *Config) *Mode { return &c.Mode }),
 	"interfaces": list(func(c *Config) *[]string { return &c.Interfaces }),
 
-	"detect.tcp_ports": func(c *Config, v any) (faults Faults) {
-		c.Detect.TCPPorts, faults = portList(v)
-		return faults
-	},
-	"detect.udp_ports": func(c *Config, v any) (faults Faults) {
-		c.Detect.UDPPorts, faults = portList(v)
-		return faults
-	},
+	"detect.tcp_ports":     ports(func(c *Config) *detector.PortSet { return &c.Detect.TCPPorts }),
+	"detect.udp_ports":     ports(func(c *Config) *detector.PortSet { return &c.Detect.UDPPorts }),
 	"detect.ignore":        list(func(c *Config) *[]string { return &c.Detect.Ignore }),
 	"detect.trigger":       trigger,
 	"detect.service_check": unless(func(c *Config) *bool { return &c.Detect.SkipServiceCheck }),
@@ -40,13 +34,16 @@ var nativeKeys = map[string]setter{
 	"ban.udp":      text(func(c *Config) *Reaction { return &c.Ban.UDP }),
 	"ban.file":     text(func(c *Config) *string { return &c.Ban.File }),
 
-	"trap.banner": text(func(c *Config) *string { return &c.Trap.Banner }),
+	"trap.tcp_ports": ports(func(c *Config) *detector.PortSet { return &c.Trap.TCPPorts }),
+	"trap.udp_ports": ports(func(c *Config) *detector.PortSet { return &c.Trap.UDPPorts }),
+	"trap.banner":    text(func(c *Config) *string { return &c.Trap.Banner }),
 
-	"log.stdout":     unless(func(c *Config) *bool { return &c.Log.NoStdout }),
-	"log.syslog":     when(func(c *Config) *bool { return &c.Log.Syslog }),
-	"log.syslog_tag": text(func(c *Config) *string { return &c.Log.SyslogTag }),
-	"log.history":    text(func(c *Config) *string { return &c.Log.History }),
-	"log.resolve":    when(func(c *Config) *bool { return &c.Log.Resolve }),
+	"log.stdout":         unless(func(c *Config) *bool { return &c.Log.NoStdout }),
+	"log.syslog":         when(func(c *Config) *bool { return &c.Log.Syslog }),
+	"log.syslog_tag":     text(func(c *Config) *string { return &c.Log.SyslogTag }),
+	"log.history":        text(func(c *Config) *string { return &c.Log.History }),
+	"log.history_format": text(func(c *Config) *HistoryFormat { return &c.Log.HistoryFormat }),
+	"log.resolve":        when(func(c *Config) *bool { return &c.Log.Resolve }),
 
 	"events.json": text(func(c *Config) *string { return &c.Events.JSON }),
 }
@@ -262,12 +259,16 @@ func list(field func(*Config) *[]string) setter {
 	}
 }
 
-func portList(value any) (ports detector.PortSet, faults Faults) {
-	s, ok := value.(string)
-	if !ok {
-		return ports, wrongType(`a string such as "1,7,512-515"`, value)
+// ports returns the setter of a list of ports.
+func ports(field func(*Config) *detector.PortSet) setter {
+	return func(c *Config, value any) (faults Faults) {
+		s, ok := value.(string)
+		if !ok {
+			return wrongType(`a string such as "1,7,512-515"`, value)
+		}
+		*field(c), faults = parsePorts(s)
+		return faults
 	}
-	return parsePorts(s)
 }
 
 // maxTrigger bounds detect.trigger, so that it is an int everywhere.

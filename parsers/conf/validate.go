@@ -28,6 +28,9 @@ func (c *Config) validate(d *diagnosis) {
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
 	}
+	if !slices.Contains(historyFormats, c.Log.HistoryFormat) {
+		d.fault(d.at("log.history_format"), `%q is no form of history; use "portsentry2" or "portsentry1"`, c.Log.HistoryFormat)
+	}
 	if strings.ContainsRune(c.Trap.Banner, 0) {
 		d.fault(d.at("trap.banner"), "holds a zero byte")
 	}
@@ -37,9 +40,21 @@ func (c *Config) validate(d *diagnosis) {
 		}
 	}
 	// A faulty list of ports leaves its set empty: that is no second fault.
-	if len(d.faults) == 0 && c.Detect.TCPPorts.Len() == 0 && c.Detect.UDPPorts.Len() == 0 {
+	if len(d.faults) == 0 && c.lacksPorts() {
 		d.fault(d.at("detect"), `no trap ports; set tcp_ports or udp_ports ("portsnare config default" prints lists to start from)`)
 	}
+}
+
+var historyFormats = []HistoryFormat{HistoryPortSentry2, HistoryPortSentry1}
+
+// lacksPorts reports whether there is nothing to watch in one of the ways that
+// the mode asks for. In mode Both the traps can do without ports of their own.
+func (c *Config) lacksPorts() bool {
+	tcp, udp := c.Sniffed()
+	if c.Mode == Trap {
+		tcp, udp = c.Opened()
+	}
+	return tcp.Len() == 0 && udp.Len() == 0
 }
 
 // validateFiles makes sure that no two outputs write to the same place.
@@ -60,11 +75,9 @@ func (c *Config) validateFiles(d *diagnosis) {
 
 func (c *Config) validateMode(d *diagnosis) {
 	switch c.Mode {
-	case Stealth:
-	case "trap":
-		d.fault(d.at("mode"), `"trap" comes with a later release; use "stealth"`)
+	case Stealth, Trap, Both:
 	default:
-		d.fault(d.at("mode"), `%q is no mode; use "stealth"`, c.Mode)
+		d.fault(d.at("mode"), `%q is no mode; use "stealth", "trap" or "both"`, c.Mode)
 	}
 }
 
@@ -137,6 +150,7 @@ func isOutputName(name string) bool {
 // warn records what is in order, but may surprise.
 func (c *Config) warn(d *diagnosis) {
 	c.warnOfLateAnswers(d)
+	c.warnOfOtherModes(d)
 	c.warnOfLaterReleases(d)
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
 }
@@ -152,8 +166,9 @@ const maxReserved = 1000
 // that has been closed in the meantime: it looks like a probe. TCP has no such
 // case, because every answer carries ACK or RST.
 func (c *Config) warnOfLateAnswers(d *diagnosis) {
+	_, sniffed := c.Sniffed() // the kernel gives an opened port to no other socket
 	var ranges []detector.PortRange
-	for _, r := range c.Detect.UDPPorts.Ranges() {
+	for _, r := range sniffed.Ranges() {
 		ranges = append(ranges, detector.PortRange{First: max(r.First, ephemeral.First), Last: min(r.Last, ephemeral.Last)})
 	}
 	ports := detector.NewPortSet(ranges...)
@@ -166,6 +181,25 @@ func (c *Config) warnOfLateAnswers(d *diagnosis) {
 	}
 	d.warn(d.at("detect.udp_ports"), "late answers to this host's own UDP requests, such as DNS and NTP, "+
 		"usually arrive at ports %d-%d and would be reported as probes by the server; %s", ephemeral.First, ephemeral.Last, remedy)
+}
+
+// warnOfOtherModes says which settings the mode leaves without effect.
+func (c *Config) warnOfOtherModes(d *diagnosis) {
+	warn := func(without bool, key, why string) {
+		if without {
+			d.warn(d.at(key), "%s", why)
+		}
+	}
+	const unopened = "stealth mode opens no ports; list these in [detect], or choose another mode"
+	stealth := c.Mode == Stealth
+	warn(stealth && c.Trap.TCPPorts.Len() > 0, "trap.tcp_ports", unopened)
+	warn(stealth && c.Trap.UDPPorts.Len() > 0, "trap.udp_ports", unopened)
+	warn(stealth && c.Trap.Banner != "", "trap.banner", "stealth mode opens no ports and sends no banner; the setting is kept")
+
+	const unwatched = "trap mode watches the ports of [trap] only"
+	apart := c.Mode == Trap && c.Trap.TCPPorts.Len()+c.Trap.UDPPorts.Len() > 0
+	warn(apart && c.Detect.TCPPorts.Len() > 0, "detect.tcp_ports", unwatched)
+	warn(apart && c.Detect.UDPPorts.Len() > 0, "detect.udp_ports", unwatched)
 }
 
 // warnOfLaterReleases says which settings have no effect yet: whoever asks for
@@ -183,9 +217,6 @@ func (c *Config) warnOfLaterReleases(d *diagnosis) {
 	}
 	if c.Ban.File != "" {
 		d.warn(d.at("ban.file"), "this release bans nobody and leaves the file alone"+kept)
-	}
-	if c.Trap.Banner != "" {
-		d.warn(d.at("trap.banner"), "this release has no trap mode and sends no banner"+kept)
 	}
 	if c.Log.Resolve {
 		d.warn(d.at("log.resolve"), "this release looks up no names; lines carry the address"+kept)

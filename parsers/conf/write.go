@@ -30,6 +30,8 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("file", c.Ban.File, "")
 
 	w.table("trap")
+	w.textUnless("tcp_ports", c.Trap.TCPPorts.String(), "")
+	w.textUnless("udp_ports", c.Trap.UDPPorts.String(), "")
 	w.textUnless("banner", c.Trap.Banner, "")
 
 	w.table("log")
@@ -37,6 +39,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.pairIf(c.Log.Syslog, "syslog", true)
 	w.textUnless("syslog_tag", c.Log.SyslogTag, DefaultSyslogTag)
 	w.textUnless("history", c.Log.History, "")
+	w.textUnless("history_format", string(c.Log.HistoryFormat), string(HistoryPortSentry2))
 	w.pairIf(c.Log.Resolve, "resolve", true)
 
 	w.table("events")
