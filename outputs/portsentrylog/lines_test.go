@@ -87,6 +87,38 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// Fail2Ban bans on one record, so there is none for a probe that leads to
+// nothing.
+func TestHistory1(t *testing.T) {
+	const record = "1793605473 - 11/02/2026 08:44:33 Host: 203.0.113.7/203.0.113.7 Port: 1 TCP Blocked\n"
+	type outcome struct{ ignored, triggered, noBlock, blocked detector.Tri }
+	tests := map[string]struct {
+		outcome
+		want string
+	}{
+		"bans are off":          {outcome{detector.False, detector.True, detector.True, detector.False}, record},
+		"banned":                {outcome{detector.False, detector.True, detector.False, detector.True}, record},
+		"the ban failed":        {outcome{detector.False, detector.True, detector.False, detector.False}, record},
+		"ignored":               {outcome{ignored: detector.True}, ""},
+		"below the trigger":     {outcome{ignored: detector.False, triggered: detector.False}, ""},
+		"from this host itself": {outcome{detector.True, detector.True, detector.True, detector.False}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			ev := probe(1)
+			ev.Ignored, ev.Triggered, ev.NoBlock, ev.Blocked = test.ignored, test.triggered, test.noBlock, test.blocked
+			var got strings.Builder
+			out := NewHistory1(logfile.NewStream(&got), time.FixedZone("", 3600))
+			if err := out.Deliver(t.Context(), []detector.Event{started, ev, started}); err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != test.want {
+				t.Errorf("got %q, want %q", &got, test.want)
+			}
+		})
+	}
+}
+
 func TestLinesReturnTheTargetsError(t *testing.T) {
 	r, w := io.Pipe()
 	broken := errors.New("broken")
@@ -101,8 +133,9 @@ func TestLinesReturnTheTargetsError(t *testing.T) {
 func TestDeliverAllocatesNothing(t *testing.T) {
 	events := probes(1, 7, 9, 11)
 	for name, out := range map[string]*Lines{
-		"lines":   NewLines(logfile.NewStream(io.Discard)),
-		"history": NewHistory(logfile.NewStream(io.Discard), time.Local),
+		"lines":       NewLines(logfile.NewStream(io.Discard)),
+		"history":     NewHistory(logfile.NewStream(io.Discard), time.Local),
+		"history 1.2": NewHistory1(logfile.NewStream(io.Discard), time.Local),
 	} {
 		if n := testing.AllocsPerRun(100, func() { _ = out.Deliver(t.Context(), events) }); n != 0 {
 			t.Errorf("%s: %v allocations a batch, want none", name, n)

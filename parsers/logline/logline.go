@@ -1,6 +1,6 @@
 // Package logline formats and parses the lines in which PortSentry 2 reports
-// probes. They are a contract with log readers that match them to the last
-// byte, so nothing may be added to them.
+// probes, and the records of PortSentry 1.2's history. They are a contract with
+// log readers that match them to the last byte, so nothing may be added to them.
 package logline
 
 import (
@@ -144,6 +144,12 @@ func (s *Scan) appendHost(dst, address []byte) []byte {
 	default:
 		return append(dst, address...)
 	}
+	return reduceHost(dst, start)
+}
+
+// reduceHost makes what follows start safe as a host field. Its owner chose it,
+// and could otherwise forge the fields after it.
+func reduceHost(dst []byte, start int) []byte {
 	if len(dst)-start > maxHost {
 		dst = dst[:start+maxHost]
 	}

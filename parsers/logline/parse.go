@@ -14,7 +14,7 @@ import (
 // that a line which Parse accepts says what it seems to say.
 func Parse(line string) (Scan, error) {
 	var s Scan
-	r := reader{rest: line}
+	r := reader{what: "scan line", rest: line}
 	s.Source = field(&r, "Scan from: [", "]", parseSource)
 	host := field(&r, " (", ")", parseHost)
 	s.Proto = field(&r, " protocol: [", "]", parseProto)
@@ -25,11 +25,8 @@ func Parse(line string) (Scan, error) {
 	s.Triggered = field(&r, " triggered: [", "]", parseTri)
 	s.NoBlock = field(&r, " noblock: [", "]", parseTri)
 	s.Blocked = field(&r, " blocked: [", "]", parseTri)
-	if r.err != nil {
-		return Scan{}, r.err
-	}
-	if r.rest != "" {
-		return Scan{}, fmt.Errorf("scan line: text after its end: %q", r.rest)
+	if err := r.end(); err != nil {
+		return Scan{}, err
 	}
 	s.Technique, s.Flags = kind.technique, kind.flags
 	if !s.plausible() {
@@ -63,8 +60,17 @@ func (s *Scan) setHost(host string) {
 
 // A reader takes fields off the front of a line up to the first fault.
 type reader struct {
+	what string // is read, for errors
 	rest string
 	err  error
+}
+
+// end returns the first fault, which may be that the line goes on.
+func (r *reader) end() error {
+	if r.err == nil && r.rest != "" {
+		r.err = fmt.Errorf("%s: text after its end: %q", r.what, r.rest)
+	}
+	return r.err
 }
 
 // field takes what stands between opening and closing.
@@ -76,12 +82,12 @@ func field[T any](r *reader, opening, closing string, parse func(string) (T, boo
 	rest, opened := strings.CutPrefix(r.rest, opening)
 	text, rest, closed := strings.Cut(rest, closing)
 	if !opened || !closed {
-		r.err = fmt.Errorf("scan line: want %q and %q, not %q", opening, closing, r.rest)
+		r.err = fmt.Errorf("%s: want %q and %q, not %q", r.what, opening, closing, r.rest)
 		return zero
 	}
 	value, ok := parse(text)
 	if !ok {
-		r.err = fmt.Errorf("scan line: bad value in %q", opening+text+closing)
+		r.err = fmt.Errorf("%s: bad value in %q", r.what, opening+text+closing)
 		return zero
 	}
 	r.rest = rest
