@@ -129,6 +129,7 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 
 	tasks, ctx := errgroup.WithContext(ctx)
 	tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
+	tasks.Go(func() error { return d.services.Run(ctx) })
 	tasks.Go(func() error { return d.watchLosses(ctx) })
 	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
 	err := tasks.Wait()

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -40,10 +41,19 @@ type Services struct {
 	failures atomic.Uint64
 
 	warned logLimit
+	memory time.Duration // how long a service that has gone counts as there
 
 	mu    sync.Mutex // held while a snapshot is read
 	timer *time.Timer
 }
+
+// A packet is looked at a moment after the service has received it. By then a
+// service for a single request may have gone. It counts as there for
+// serviceMemory, if it was there for lookInterval.
+const (
+	serviceMemory = 2 * time.Second
+	lookInterval  = time.Second
+)
 
 // How long a snapshot serves. Reading must cost at most a hundredth of a CPU,
 // but no snapshot serves for more than 100 ms, except where there are so many
@@ -70,13 +80,28 @@ func NewServices(log *logrus.Entry) (*Services, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Services{log: log, sockets: sockets}
+	s := &Services{log: log, sockets: sockets, memory: serviceMemory}
 	table, err := readServices(sockets)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read the socket tables: %w", err), sockets.close())
 	}
 	s.serve(table)
 	return s, nil
+}
+
+// Run takes a look every second until ctx ends, so that services are known that
+// come and go while nobody asks.
+func (s *Services) Run(ctx context.Context) error {
+	tick := time.NewTicker(lookInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			s.current()
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // serve puts a snapshot in force for as long as it may serve. The timer spares
@@ -131,6 +156,7 @@ func (s *Services) current() *serviceTable {
 		}
 		fresh = &serviceTable{ports: old.ports, age: maxServiceAge}
 	}
+	fresh.remember(old, time.Now(), s.memory)
 	s.serve(fresh)
 	return fresh
 }
@@ -138,6 +164,7 @@ func (s *Services) current() *serviceTable {
 // A serviceTable is one snapshot. It is immutable once stored.
 type serviceTable struct {
 	ports map[uint32]*holders // by portKey
+	gone  map[uint32]departed // by portKey
 	age   time.Duration       // that it may reach
 }
 
@@ -150,17 +177,54 @@ type holders struct {
 	addrs      map[netip.Addr]struct{}
 }
 
+// departed are holders of a port that were there a short while ago.
+type departed struct {
+	*holders
+	until time.Time // then they are forgotten
+}
+
 func (t *serviceTable) holds(proto detector.Proto, target netip.AddrPort) bool {
-	h := t.ports[portKey(proto, target.Port())]
+	key, addr := portKey(proto, target.Port()), target.Addr().Unmap().WithZone("")
+	return t.ports[key].hold(addr) || t.gone[key].hold(addr)
+}
+
+func (h *holders) hold(addr netip.Addr) bool {
 	if h == nil {
 		return false
 	}
-	addr := target.Addr().Unmap().WithZone("")
 	if addr.Is4() && h.all4 || addr.Is6() && h.all6 {
 		return true
 	}
 	_, bound := h.addrs[addr]
 	return bound
+}
+
+// cover reports whether h hold all addresses that others hold.
+func (h *holders) cover(others *holders) bool {
+	if h == nil || others.all4 && !h.all4 || others.all6 && !h.all6 {
+		return false
+	}
+	for addr := range others.addrs {
+		if !h.hold(addr) {
+			return false
+		}
+	}
+	return true
+}
+
+// remember takes over from the snapshot before which holders have gone.
+func (t *serviceTable) remember(before *serviceTable, now time.Time, memory time.Duration) {
+	t.gone = make(map[uint32]departed)
+	for key, d := range before.gone {
+		if now.Before(d.until) {
+			t.gone[key] = d
+		}
+	}
+	for key, h := range before.ports {
+		if !t.ports[key].cover(h) {
+			t.gone[key] = departed{h, now.Add(memory)}
+		}
+	}
 }
 
 // The dumps that make up a snapshot. In each, the kernel leaves out all

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -191,6 +192,72 @@ func TestServicesKeepASnapshot(t *testing.T) {
 		t.Errorf("the new snapshot serves for %v, want at most %v", age, maxServiceAge)
 	}
 	nettest.WaitFor(t, "the new snapshot expires", s.stale.Load)
+}
+
+// A service for one request has closed before its packet is looked at.
+func TestServicesRememberWhoHasJustGone(t *testing.T) {
+	_, target := nettest.NewPair(t)
+	for network, proto := range map[string]detector.Proto{"tcp": detector.TCP, "udp": detector.UDP} {
+		t.Run(network, func(t *testing.T) {
+			service := target.Listen(t, network, 29)
+			s := openServices(t, target, nil)
+			port := netip.AddrPortFrom(target.IPv4, 29)
+			s.memory = time.Hour
+			service.Close()
+			s.expire()
+			if !s.InUse(proto, port) {
+				t.Error("a service that has just gone is forgotten")
+			}
+			s.expire()
+			if !s.InUse(proto, port) {
+				t.Error("a service that has just gone is forgotten at the second look")
+			}
+			table := s.table.Load()
+			for key, d := range table.gone {
+				table.gone[key] = departed{d.holders, time.Now()}
+			}
+			s.expire()
+			if s.InUse(proto, port) {
+				t.Error("a service that has gone is remembered for ever")
+			}
+		})
+	}
+}
+
+func TestHoldersCover(t *testing.T) {
+	one, both := map[netip.Addr]struct{}{target4: {}}, map[netip.Addr]struct{}{target4: {}, target6: {}}
+	tests := map[string]struct {
+		now, before *holders
+		want        bool
+	}{
+		"nobody left":        {nil, &holders{all4: true}, false},
+		"the same":           {&holders{all4: true, addrs: one}, &holders{all4: true, addrs: one}, true},
+		"an address less":    {&holders{addrs: one}, &holders{addrs: both}, false},
+		"all for an address": {&holders{all4: true}, &holders{addrs: one}, true},
+		"IPv4 gone":          {&holders{all6: true}, &holders{all4: true, all6: true}, false},
+		"IPv6 gone":          {&holders{all4: true}, &holders{all4: true, all6: true}, false},
+	}
+	for name, tt := range tests {
+		if got := tt.now.cover(tt.before); got != tt.want {
+			t.Errorf("%s: cover = %v, want %v", name, got, tt.want)
+		}
+	}
+}
+
+func TestServicesRunLooksUntilToldToStop(t *testing.T) {
+	_, target := nettest.NewPair(t)
+	s := openServices(t, target, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	target.Listen(t, "tcp", 29)
+	nettest.WaitFor(t, "a look that nobody asked for", func() bool {
+		return s.table.Load().holds(detector.TCP, netip.AddrPortFrom(target.IPv4, 29))
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run = %v, want nil", err)
+	}
 }
 
 func TestServiceAge(t *testing.T) {
