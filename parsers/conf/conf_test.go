@@ -110,7 +110,7 @@ func TestDefaultPorts(t *testing.T) {
 				t.Errorf("%s port %d is in Linux's ephemeral range", name, r.Last)
 			}
 		}
-		for _, port := range []uint16{22, 25, 80, 113, 443, 587, 993, 3389, 5060, 7680, 8080, 9100} {
+		for _, port := range []uint16{22, 25, 80, 113, 443, 514, 587, 993, 3389, 5060, 7680, 8080, 9100} {
 			if set.Contains(port) {
 				t.Errorf("%s port %d is reached by mistake", name, port)
 			}

@@ -22,8 +22,8 @@ var nativeKeys = map[string]setter{
 	"mode":       text(func(c *Config) *Mode { return &c.Mode }),
 	"interfaces": list(func(c *Config) *[]string { return &c.Interfaces }),
 
-	"detect.tcp_ports":     ports(func(c *Config) *detector.PortSet { return &c.Detect.TCPPorts }),
-	"detect.udp_ports":     ports(func(c *Config) *detector.PortSet { return &c.Detect.UDPPorts }),
+	"detect.tcp_ports":     ports(detector.TCP, func(c *Config) *detector.PortSet { return &c.Detect.TCPPorts }),
+	"detect.udp_ports":     ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Detect.UDPPorts }),
 	"detect.ignore":        list(func(c *Config) *[]string { return &c.Detect.Ignore }),
 	"detect.trigger":       trigger,
 	"detect.service_check": unless(func(c *Config) *bool { return &c.Detect.SkipServiceCheck }),
@@ -34,8 +34,8 @@ var nativeKeys = map[string]setter{
 	"ban.udp":      text(func(c *Config) *Reaction { return &c.Ban.UDP }),
 	"ban.file":     text(func(c *Config) *string { return &c.Ban.File }),
 
-	"trap.tcp_ports": ports(func(c *Config) *detector.PortSet { return &c.Trap.TCPPorts }),
-	"trap.udp_ports": ports(func(c *Config) *detector.PortSet { return &c.Trap.UDPPorts }),
+	"trap.tcp_ports": ports(detector.TCP, func(c *Config) *detector.PortSet { return &c.Trap.TCPPorts }),
+	"trap.udp_ports": ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Trap.UDPPorts }),
 	"trap.banner":    text(func(c *Config) *string { return &c.Trap.Banner }),
 
 	"log.stdout":         unless(func(c *Config) *bool { return &c.Log.NoStdout }),
@@ -259,14 +259,14 @@ func list(field func(*Config) *[]string) setter {
 	}
 }
 
-// ports returns the setter of a list of ports.
-func ports(field func(*Config) *detector.PortSet) setter {
+// ports returns the setter of a list of ports over proto.
+func ports(proto detector.Proto, field func(*Config) *detector.PortSet) setter {
 	return func(c *Config, value any) (faults Faults) {
 		s, ok := value.(string)
 		if !ok {
 			return wrongType(`a string such as "1,7,512-515"`, value)
 		}
-		*field(c), faults = parsePorts(s)
+		*field(c), faults = parseNativePorts(s, proto)
 		return faults
 	}
 }

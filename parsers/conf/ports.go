@@ -11,6 +11,11 @@ import (
 // the grammar of PortSentry 2. Empty tokens are skipped, so that "" is the
 // empty set. There is a fault for every bad token, up to maxFindings.
 func parsePorts(s string) (detector.PortSet, Faults) {
+	return parsePortTokens(s, parsePortToken)
+}
+
+// parsePortTokens reads a list of ports, parse each of its tokens.
+func parsePortTokens(s string, parse func(token string) ([]detector.PortRange, *Fault)) (detector.PortSet, Faults) {
 	var (
 		ranges []detector.PortRange
 		faults Faults
@@ -19,10 +24,9 @@ func parsePorts(s string) (detector.PortSet, Faults) {
 		if token == "" {
 			continue
 		}
-		r, fault := parsePortToken(token)
-		if fault == nil {
-			ranges = append(ranges, r)
-		} else if len(faults) < maxFindings {
+		found, fault := parse(token)
+		ranges = append(ranges, found...)
+		if fault != nil && len(faults) < maxFindings {
 			faults = append(faults, *fault)
 		}
 	}
@@ -33,13 +37,13 @@ func parsePorts(s string) (detector.PortSet, Faults) {
 const maxPortToken = len("65535-65535")
 
 // parsePortToken reads "N" or "A-B".
-func parsePortToken(token string) (detector.PortRange, *Fault) {
-	bad := func(problem, upstream string) (detector.PortRange, *Fault) {
+func parsePortToken(token string) ([]detector.PortRange, *Fault) {
+	bad := func(problem, upstream string) ([]detector.PortRange, *Fault) {
 		kind := "port "
 		if strings.Contains(token, "-") {
 			kind = "port range "
 		}
-		return detector.PortRange{}, &Fault{Text: kind + strconv.Quote(token) + ": " + problem, Upstream: upstream}
+		return nil, &Fault{Text: kind + strconv.Quote(token) + ": " + problem, Upstream: upstream}
 	}
 	first, last, isRange := strings.Cut(token, "-")
 	// PortSentry counts the blank that follows a comma towards the length, so
@@ -55,7 +59,7 @@ func parsePortToken(token string) (detector.PortRange, *Fault) {
 		return bad(problem, "Unable to extract single port: "+token)
 	}
 	if !isRange {
-		return detector.PortRange{First: lo, Last: lo}, nil
+		return []detector.PortRange{{First: lo, Last: lo}}, nil
 	}
 	hi, problem := parsePort(last)
 	switch {
@@ -65,7 +69,7 @@ func parsePortToken(token string) (detector.PortRange, *Fault) {
 		return bad("start is above end",
 			"Invalid port range: "+token+", start port must be less than or equal to end port")
 	}
-	return detector.PortRange{First: lo, Last: hi}, nil
+	return []detector.PortRange{{First: lo, Last: hi}}, nil
 }
 
 // parsePort reads a port of at most five digits, which a blank or a plus may
