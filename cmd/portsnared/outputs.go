@@ -46,7 +46,7 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("history: %w", err)
 		}
-		set.add("history", portsentrylog.NewHistory(history, time.Local))
+		set.add("history", newHistory(cfg.Log.HistoryFormat, history))
 	}
 	if cfg.Log.Syslog {
 		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{Tag: cfg.Log.SyslogTag})
@@ -63,6 +63,13 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 		set.add("json", jsonlog.New(to, jsonOptions()))
 	}
 	return set, nil
+}
+
+func newHistory(format conf.HistoryFormat, file *logfile.File) outputs.Output {
+	if format == conf.HistoryPortSentry1 {
+		return portsentrylog.NewHistory1(file, time.Local)
+	}
+	return portsentrylog.NewHistory(file, time.Local)
 }
 
 func jsonOptions() jsonlog.Options {
