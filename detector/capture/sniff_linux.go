@@ -58,13 +58,13 @@ func (s *PacketSocket) read(ctx context.Context, observe Observer) error {
 
 // whyEnded returns what ended the reading with err, nil if ctx did.
 func (s *PacketSocket) whyEnded(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case s.closed.Load():
-		err = os.ErrClosed
+	if ctx.Err() == nil {
+		if s.closed.Load() {
+			err = os.ErrClosed
+		}
+		return fmt.Errorf("read packets: %w", err)
 	}
-	return fmt.Errorf("read packets: %w", err)
+	return nil
 }
 
 // resyncPause is the least time between two readings of the host's interfaces
