@@ -66,11 +66,12 @@ func (e *Engine) Stats() Stats {
 func (e *Engine) Observe(p Probe) Decision {
 	policy := e.policy.Load()
 	e.stats.probes.Add(1)
-	if !policy.watches(p.Proto, p.Target.Port()) {
+	trapped := p.Technique == TechniqueConnect
+	if !trapped && !policy.watches(p.Proto, p.Target.Port()) {
 		e.stats.unwatched.Add(1)
 		return Decision{}
 	}
-	if policy.InUse != nil && policy.InUse(p.Proto, p.Target) {
+	if !trapped && policy.InUse != nil && policy.InUse(p.Proto, p.Target) {
 		e.stats.inUse.Add(1)
 		return Decision{}
 	}

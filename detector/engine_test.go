@@ -18,6 +18,13 @@ func probe(source, target string) Probe {
 	}
 }
 
+// trapped is a probe that a trap accepted.
+func trapped(source, target string) Probe {
+	p := probe(source, target)
+	p.Technique, p.Header, p.IPOptions, p.Proof = TechniqueConnect, HeaderFacts{}, Unset, ProofHandshake
+	return p
+}
+
 func trapPolicy() Policy {
 	return Policy{
 		TCPPorts: NewPortSet(PortRange{11, 11}),
@@ -66,6 +73,13 @@ func TestObserveInPortSentrysOrder(t *testing.T) {
 		"own address, asked": {func(p *Policy) { p.SkipLocalCheck = true }, probe("198.51.100.1:40000", "198.51.100.1:11"), logOnly},
 		"ban":                {func(p *Policy) { p.BanTCP = true }, probe("192.0.2.1:40000", "198.51.100.1:11"), banned},
 		"ban of UDP only":    {func(p *Policy) { p.BanUDP = true }, probe("192.0.2.1:40000", "198.51.100.1:11"), logOnly},
+
+		"trap":                   {func(p *Policy) { p.InUse = inUse }, trapped("192.0.2.1:40000", "198.51.100.1:11"), logOnly},
+		"trap on another port":   {probe: trapped("192.0.2.1:40000", "198.51.100.1:12"), want: logOnly},
+		"trap, ignored":          {func(p *Policy) { p.Ignore = everyone }, trapped("192.0.2.1:40000", "198.51.100.1:11"), ignored},
+		"trap, below trigger":    {func(p *Policy) { p.Trigger = 2 }, trapped("192.0.2.1:40000", "198.51.100.1:11"), below},
+		"trap, from own address": {func(p *Policy) { p.BanTCP = true }, trapped("198.51.100.1:40000", "198.51.100.1:11"), local},
+		"trap, ban":              {func(p *Policy) { p.BanTCP = true }, trapped("192.0.2.1:40000", "198.51.100.1:11"), banned},
 
 		"a service comes before the ignore list": {
 			func(p *Policy) { p.InUse, p.Ignore = inUse, everyone }, probe("192.0.2.1:40000", "198.51.100.1:11"), "silent",

@@ -5,7 +5,10 @@ import "net/netip"
 // A Policy says what the engine watches and when it reports. It is a value:
 // to change one, hand the engine a new one with [Engine.SetPolicy].
 type Policy struct {
-	TCPPorts, UDPPorts PortSet // trap ports: one probe is reportable
+	// TCPPorts and UDPPorts are the trap ports: one probe is reportable. What
+	// a trap accepted (TechniqueConnect) is so on every port, because the trap
+	// was told where to listen.
+	TCPPorts, UDPPorts PortSet
 
 	Ignore PrefixSet // sources that are reported as ignored and never acted on
 
