@@ -3,7 +3,6 @@ package capture
 import (
 	"encoding/binary"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/google/gopacket"
@@ -351,10 +350,17 @@ const (
 	protocolShim6    layers.IPProtocol = 140 // RFC 5533
 )
 
-// ipv6Extensions are the headers that may stand before TCP or UDP.
-var ipv6Extensions = []layers.IPProtocol{
-	layers.IPProtocolIPv6HopByHop, layers.IPProtocolIPv6Routing, layers.IPProtocolIPv6Fragment,
-	layers.IPProtocolAH, layers.IPProtocolIPv6Destination, protocolMobility, protocolHIP, protocolShim6,
+// isIPv6Extension tells of each protocol whether its header may stand before
+// TCP or UDP.
+var isIPv6Extension = [256]bool{
+	layers.IPProtocolIPv6HopByHop:    true,
+	layers.IPProtocolIPv6Routing:     true,
+	layers.IPProtocolIPv6Fragment:    true,
+	layers.IPProtocolAH:              true,
+	layers.IPProtocolIPv6Destination: true,
+	protocolMobility:                 true,
+	protocolHIP:                      true,
+	protocolShim6:                    true,
 }
 
 // walk goes over the extension headers to the transport header. There is no
@@ -362,7 +368,7 @@ var ipv6Extensions = []layers.IPProtocol{
 // eight of the packet's bytes, and that bounds the walk.
 func (l ipv6Layer) walk(next layers.IPProtocol, data []byte) error {
 	const minLength = 8
-	for first := true; slices.Contains(ipv6Extensions, next); first = false {
+	for first := true; isIPv6Extension[next]; first = false {
 		if len(data) < minLength {
 			return l.short()
 		}

@@ -109,8 +109,10 @@ func (p *program) ipv6(tcp, udp, match, drop label) {
 	p.emit(bpf.LoadAbsolute{Off: 6, Size: 1})
 	p.jumpIf(bpf.JumpEqual, uint32(detector.TCP), tcp)
 	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
-	for _, header := range ipv6Extensions {
-		p.jumpIf(bpf.JumpEqual, uint32(header), match)
+	for protocol, is := range isIPv6Extension {
+		if is {
+			p.jumpIf(bpf.JumpEqual, uint32(protocol), match)
+		}
 	}
 	p.jump(drop)
 }
