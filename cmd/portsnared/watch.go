@@ -27,8 +27,10 @@ type daemon struct {
 	options options
 	log     *logrus.Entry
 
-	services   *capture.Services
-	socket     *capture.PacketSocket
+	traps      *capture.Traps        // nil in stealth mode
+	opened     capture.TrapConfig    // what traps were asked to be
+	services   *capture.Services     // nil in trap mode
+	socket     *capture.PacketSocket // nil in trap mode
 	engine     *detector.Engine
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
@@ -75,18 +77,27 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 			err = errors.Join(err, d.close())
 		}
 	}()
-	d.services, err = capture.NewServices(log)
-	if err != nil {
-		return nil, err
+	// Traps come first: to stealth detection they are services like any other.
+	if cfg.Mode != conf.Stealth {
+		d.opened = trapConfig(cfg, log)
+		if d.traps, err = capture.OpenTraps(d.opened); err != nil {
+			return nil, err
+		}
 	}
-	policy, err := newPolicy(cfg, d.services.InUse, log)
+	if cfg.Mode != conf.Trap {
+		if d.services, err = capture.NewServices(log); err != nil {
+			return nil, err
+		}
+	}
+	policy, err := newPolicy(cfg, d.inUse(), log)
 	if err != nil {
 		return nil, err
 	}
 	d.engine = detector.New(policy)
-	d.socket, err = capture.Open(sniffConfig(cfg, log))
-	if err != nil {
-		return nil, err
+	if cfg.Mode != conf.Trap {
+		if d.socket, err = capture.Open(sniffConfig(cfg, log)); err != nil {
+			return nil, err
+		}
 	}
 	d.outputs, err = openOutputs(cfg, stdout)
 	if err != nil {
@@ -94,6 +105,20 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 	}
 	d.dispatcher = outputs.NewDispatcher(log, nil, d.outputs.named)
 	return d, nil
+}
+
+// inUse returns the service check, nil in trap mode.
+func (d *daemon) inUse() inUse {
+	if d.services == nil {
+		return nil
+	}
+	return d.services.InUse
+}
+
+// trapConfig says where to listen.
+func trapConfig(cfg conf.Config, log *logrus.Entry) capture.TrapConfig {
+	tcp, udp := cfg.Opened()
+	return capture.TrapConfig{TCP: tcp, UDP: udp, Banner: []byte(cfg.Trap.Banner), Log: log}
 }
 
 // sniffConfig says what to capture; cfg.Interfaces may be a word for many.
@@ -120,15 +145,16 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 		d.dispatcher.Run(dispatching)
 	}()
 
-	d.log.WithFields(logrus.Fields{
-		"version":   version.String(),
-		"tcp_ports": d.config.Detect.TCPPorts.Len(),
-		"udp_ports": d.config.Detect.UDPPorts.Len(),
-	}).Info("portsnare is active")
+	d.logActive()
 	d.tell(detector.DaemonStarted)
 
 	tasks, ctx := errgroup.WithContext(ctx)
-	tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
+	if d.socket != nil {
+		tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
+	}
+	if d.traps != nil {
+		tasks.Go(func() error { return capture.Trap(ctx, d.traps, d.observe) })
+	}
 	tasks.Go(func() error { return d.services.Run(ctx) })
 	tasks.Go(func() error { return d.watchLosses(ctx) })
 	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
@@ -140,6 +166,20 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	<-drained
 	d.logCounters()
 	return err
+}
+
+// logActive says what is watched.
+func (d *daemon) logActive() {
+	fields := logrus.Fields{"version": version.String(), "mode": d.config.Mode}
+	if d.socket != nil {
+		tcp, udp := d.config.Sniffed()
+		fields["tcp_ports"], fields["udp_ports"] = tcp.Len(), udp.Len()
+	}
+	if d.traps != nil {
+		tcp, udp := d.traps.Ports()
+		fields["tcp_traps"], fields["udp_traps"] = tcp.Len(), udp.Len()
+	}
+	d.log.WithFields(fields).Info("portsnare is active")
 }
 
 // observe takes a probe through the engine to the dispatcher.
@@ -162,6 +202,9 @@ func (d *daemon) close() error {
 	}
 	if d.services != nil {
 		errs = append(errs, d.services.Close())
+	}
+	if d.traps != nil {
+		errs = append(errs, d.traps.Close())
 	}
 	if d.outputs != nil {
 		errs = append(errs, d.outputs.close())
@@ -195,8 +238,15 @@ type losses struct {
 }
 
 func (d *daemon) losses() losses {
-	socket, dispatcher := d.socket.Stats(), d.dispatcher.Stats()
-	l := losses{packets: socket.Lost, blocks: socket.BrokenBlocks, events: dispatcher.Dropped}
+	dispatcher := d.dispatcher.Stats()
+	l := losses{events: dispatcher.Dropped}
+	if d.socket != nil {
+		socket := d.socket.Stats()
+		l.packets, l.blocks = socket.Lost, socket.BrokenBlocks
+	}
+	if d.traps != nil {
+		l.packets += d.traps.Stats().Lost
+	}
 	for _, o := range dispatcher.Outputs {
 		l.events += o.Dropped
 	}
@@ -242,20 +292,36 @@ func (d *daemon) reload() error {
 	if err != nil {
 		return err
 	}
-	policy, err := newPolicy(cfg, d.services.InUse, d.log)
+	if cfg.Mode != d.config.Mode {
+		return fmt.Errorf("mode %q instead of %q takes a restart", cfg.Mode, d.config.Mode)
+	}
+	policy, err := newPolicy(cfg, d.inUse(), d.log)
 	if err != nil {
 		return err
 	}
-	if err := d.socket.SetPorts(cfg.Detect.TCPPorts, cfg.Detect.UDPPorts); err != nil {
-		return err
+	if d.socket != nil {
+		if err := d.socket.SetPorts(cfg.Detect.TCPPorts, cfg.Detect.UDPPorts); err != nil {
+			return err
+		}
 	}
 	d.engine.SetPolicy(policy)
+	if d.traps != nil && d.trapsDiffer(cfg) {
+		d.log.Warn("changed ports of traps and a changed banner take effect at the next start")
+	}
 	if !slices.Equal(cfg.Interfaces, d.config.Interfaces) || cfg.Log != d.config.Log || cfg.Events != d.config.Events {
 		d.log.Warn("changed interfaces and outputs take effect at the next start")
 		cfg.Interfaces, cfg.Log, cfg.Events = d.config.Interfaces, d.config.Log, d.config.Events
 	}
 	d.config = cfg
 	return nil
+}
+
+// trapsDiffer reports whether cfg asks for other traps than d opened. They are
+// opened at the start only, with privileges that may be gone.
+func (d *daemon) trapsDiffer(cfg conf.Config) bool {
+	tcp, udp := cfg.Opened()
+	return tcp.String() != d.opened.TCP.String() || udp.String() != d.opened.UDP.String() ||
+		cfg.Trap.Banner != string(d.opened.Banner)
 }
 
 // logCounters says at the end what was seen, done and lost.
@@ -265,14 +331,25 @@ func (d *daemon) logCounters() {
 			d.log.WithFields(logrus.Fields{"output": o.Name, "events": o.Dropped}).Warn("output did not get all events")
 		}
 	}
-	engine, socket, lost := d.engine.Stats(), d.socket.Stats(), d.losses()
+	engine, lost := d.engine.Stats(), d.losses()
 	fields := logrus.Fields{
 		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
 		"packets_lost": lost.packets, "events_lost": lost.events,
-		"sources_forgotten": engine.SourcesForgotten, "service_check_failures": d.services.Failures(),
+		"sources_forgotten": engine.SourcesForgotten,
 	}
-	for reason, n := range socket.Undecoded {
-		fields["undecoded_"+strings.ReplaceAll(reason, " ", "_")] = n
+	if d.services != nil {
+		fields["service_check_failures"] = d.services.Failures()
+	}
+	if d.socket != nil {
+		for reason, n := range d.socket.Stats().Undecoded {
+			fields["undecoded_"+strings.ReplaceAll(reason, " ", "_")] = n
+		}
+	}
+	if d.traps != nil {
+		traps := d.traps.Stats()
+		fields["connections"], fields["datagrams"], fields["sent_to_many"] = traps.Accepted, traps.Datagrams, traps.SentToMany
+		fields["accept_failures"], fields["banner_timeouts"] = traps.AcceptFailures, traps.BannerTimeouts
+		fields["banners_cut_short"], fields["banners_held"] = traps.CutShort, traps.BannersHeld
 	}
 	d.log.WithFields(fields).Info("portsnare has stopped")
 }

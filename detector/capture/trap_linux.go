@@ -1,0 +1,245 @@
+package capture
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// A TrapConfig says what [Traps] listen on and answer.
+type TrapConfig struct {
+	TCP, UDP detector.PortSet // trap ports, on all addresses of the host
+
+	// Banner is sent as it is, MaxBanner bytes at most, to whom the observer
+	// grants it. Empty means that connections are closed at once.
+	Banner []byte
+
+	Log *logrus.Entry // nil means silence
+}
+
+// MaxBanner is the length of the longest banner in bytes. A connection that was
+// just made takes so much without waiting for its peer.
+const MaxBanner = 4096
+
+// Traps are sockets that listen on trap ports, and the connections that they
+// accepted. Their methods are safe for concurrent use.
+//
+// There is one socket for each port and protocol, for IPv4 and IPv6 together,
+// and one epoll instance for all. No peer has a goroutine or a buffer of its
+// own, so that nothing grows with their number.
+type Traps struct {
+	log      *logrus.Entry
+	banner   []byte
+	tcp, udp detector.PortSet // held
+	waker    *os.File         // an eventfd; what is written to it ends a wait
+
+	closed atomic.Bool
+	stats  trapCounters
+
+	serving sync.Mutex // held by whoever uses the fields below
+	epoll   int
+	sockets []int
+	lost    map[uint16]uint32 // datagrams by UDP port, where there are any; the kernel's counters
+}
+
+// TrapStats are the counters of [Traps] since they were opened.
+type TrapStats struct {
+	Accepted       uint64 // connections
+	Datagrams      uint64 // to one of our addresses
+	Lost           uint64 // datagrams that found a buffer full, as far as a later one to the port told
+	SentToMany     uint64 // datagrams to broadcast and multicast addresses, which are no probes
+	CutShort       uint64 // connections with a banner that ended early because newer ones took their place
+	BannerTimeouts uint64 // connections that the peer kept open after the banner until we gave up
+	BannersHeld    uint64 // banners not sent in answer to a datagram, so as not to serve reflection and loops
+	AcceptFailures uint64 // connections that ended or could not be taken before we knew their source
+}
+
+type trapCounters struct {
+	accepted, datagrams, lost, sentToMany, cutShort, bannerTimeouts, bannersHeld, acceptFailures atomic.Uint64
+}
+
+// OpenTraps binds the trap ports in the network namespace of the calling
+// thread. Ports below 1024 need CAP_NET_BIND_SERVICE; nothing after it needs a
+// privilege. Connections and datagrams are collected from now on, so [Trap]
+// should follow soon.
+//
+// A port that a service has is left to it, with one warning for all such ports
+// of a protocol; it is an error if nothing is left. Each port takes a
+// descriptor, for which OpenTraps raises the process's soft limit.
+func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
+	switch {
+	case cfg.TCP.Len()+cfg.UDP.Len() == 0:
+		return nil, errors.New("open traps: no trap ports")
+	case len(cfg.Banner) > MaxBanner:
+		return nil, fmt.Errorf("open traps: banner of %d bytes: %d are the most", len(cfg.Banner), MaxBanner)
+	}
+	if cfg.Log == nil {
+		cfg.Log = silentLog()
+	}
+	if err := raiseDescriptorLimit(cfg.TCP.Len() + cfg.UDP.Len() + spareDescriptors); err != nil {
+		return nil, fmt.Errorf("open traps: %w", err)
+	}
+	t := &Traps{log: cfg.Log, banner: cfg.Banner, epoll: -1, lost: make(map[uint16]uint32)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, t.Close())
+		}
+	}()
+	if err := t.openPoller(); err != nil {
+		return nil, fmt.Errorf("open traps: %w", err)
+	}
+	if t.tcp, err = t.hold(detector.TCP, cfg.TCP); err != nil {
+		return nil, fmt.Errorf("open traps: %w", err)
+	}
+	if t.udp, err = t.hold(detector.UDP, cfg.UDP); err != nil {
+		return nil, fmt.Errorf("open traps: %w", err)
+	}
+	if len(t.sockets) == 0 {
+		return nil, errors.New("open traps: services have all the trap ports; choose others")
+	}
+	t.warnOfEphemeralPorts()
+	return t, nil
+}
+
+func (t *Traps) openPoller() (err error) {
+	if t.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return fmt.Errorf("create an epoll instance: %w", err)
+	}
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("create an eventfd: %w", err)
+	}
+	t.waker = os.NewFile(uintptr(event), "eventfd")
+	return t.poll(event, trapWake, 0)
+}
+
+// hold listens on ports and returns those that it got.
+func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.PortSet, error) {
+	var held, taken []detector.PortRange
+	kind := trapTCP4Or6
+	if proto == detector.UDP {
+		kind = trapUDP4Or6
+	}
+	for _, r := range ports.Ranges() {
+		for port := int(r.First); port <= int(r.Last); port++ {
+			one := detector.PortRange{First: uint16(port), Last: uint16(port)}
+			fd, err := listenTrap(proto, one.First)
+			if errors.Is(err, unix.EADDRINUSE) {
+				taken = append(taken, one)
+				continue
+			}
+			if err != nil {
+				return detector.PortSet{}, fmt.Errorf("%v port %d: %w", proto, port, err)
+			}
+			t.sockets = append(t.sockets, fd)
+			if err := t.poll(fd, kind, one.First); err != nil {
+				return detector.PortSet{}, fmt.Errorf("%v port %d: %w", proto, port, err)
+			}
+			held = append(held, one)
+		}
+	}
+	if len(taken) > 0 {
+		t.log.WithFields(logrus.Fields{"proto": proto, "ports": detector.NewPortSet(taken...)}).
+			Warn("trap ports are in use and left to whoever has them")
+	}
+	return detector.NewPortSet(held...), nil
+}
+
+// Ports returns the trap ports that are held.
+func (t *Traps) Ports() (tcp, udp detector.PortSet) { return t.tcp, t.udp }
+
+// Stats returns the counters.
+func (t *Traps) Stats() TrapStats {
+	return TrapStats{
+		Accepted:       t.stats.accepted.Load(),
+		Datagrams:      t.stats.datagrams.Load(),
+		Lost:           t.stats.lost.Load(),
+		SentToMany:     t.stats.sentToMany.Load(),
+		CutShort:       t.stats.cutShort.Load(),
+		BannerTimeouts: t.stats.bannerTimeouts.Load(),
+		BannersHeld:    t.stats.bannersHeld.Load(),
+		AcceptFailures: t.stats.acceptFailures.Load(),
+	}
+}
+
+// Close gives the ports back. A [Trap] that still runs ends with an error that
+// wraps [os.ErrClosed]. Stats can still be called.
+func (t *Traps) Close() error {
+	if t.closed.Swap(true) {
+		return nil
+	}
+	t.wake()
+	t.serving.Lock()
+	defer t.serving.Unlock()
+	for _, fd := range t.sockets {
+		_ = unix.Close(fd) // nothing was written that could be lost
+	}
+	t.sockets = nil
+	if t.epoll >= 0 {
+		_ = unix.Close(t.epoll)
+	}
+	if t.waker == nil {
+		return nil
+	}
+	return t.waker.Close()
+}
+
+// wake ends the wait of a [Trap] that runs, now or when it next waits.
+func (t *Traps) wake() {
+	if t.waker != nil {
+		// It can only fail when full, and then it has its effect, or when closed.
+		_, _ = t.waker.Write(binary.NativeEndian.AppendUint64(nil, 1))
+	}
+}
+
+// What a descriptor in the epoll instance is.
+type trapKind uint16
+
+const (
+	trapWake     trapKind = iota
+	trapTCP4Or6           // with the port as number
+	trapUDP4Or6           // with the port as number
+	trapLingerer          // with its place in lingerers as number
+)
+
+// poll has the epoll instance tell when fd can be read.
+func (t *Traps) poll(fd int, kind trapKind, number uint16) error {
+	err := unix.EpollCtl(t.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLRDHUP, Fd: int32(fd), Pad: int32(kind)<<16 | int32(number),
+	})
+	if err != nil {
+		return fmt.Errorf("add to the epoll instance: %w", err)
+	}
+	return nil
+}
+
+// Trap observes the connections and datagrams that arrive at t until ctx ends,
+// and returns nil. It calls observe from one goroutine. If the decision grants
+// it, a source gets the banner.
+func Trap(ctx context.Context, t *Traps, observe Observer) error {
+	t.serving.Lock()
+	defer t.serving.Unlock()
+	stop := context.AfterFunc(ctx, t.wake)
+	defer stop()
+	s := newTrapServer(t, observe)
+	defer s.lingerers.hangUp()
+	for ctx.Err() == nil {
+		if t.closed.Load() {
+			return fmt.Errorf("serve traps: %w", os.ErrClosed)
+		}
+		if err := s.serve(ctx, s.lingerers.patience(time.Now())); err != nil {
+			return fmt.Errorf("serve traps: %w", err)
+		}
+	}
+	return s.serve(ctx, 0) // what arrived before the end
+}
