@@ -32,7 +32,6 @@ const (
 	TechniqueXMAS               // FIN, PSH and URG
 	TechniqueOddFlags           // any other combination without ACK and RST
 	TechniqueUDP                // a datagram off the wire
-	TechniqueFragment           // a first fragment too short to show its TCP flags
 )
 
 var techniqueNames = [...]string{
@@ -44,7 +43,6 @@ var techniqueNames = [...]string{
 	TechniqueXMAS:     "XMAS",
 	TechniqueOddFlags: "odd flags",
 	TechniqueUDP:      "UDP",
-	TechniqueFragment: "fragment",
 }
 
 // String returns the technique's name, such as "SYN" or "odd flags".

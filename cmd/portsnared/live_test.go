@@ -123,6 +123,27 @@ func TestNmapScansAreReportedLineByLine(t *testing.T) {
 	}
 }
 
+// nmap -f cuts the header so that no fragment shows both port and flags.
+func TestFragmentedScansAreReportedByTheirFlags(t *testing.T) {
+	t.Parallel()
+	scanner, target := nettest.NewPair(t)
+	daemon := startDaemon(t, target, liveConfig)
+	var want []string
+	for flag, kind := range map[string]string{
+		"-sS": "TCP SYN/Normal scan", "-sF": "TCP FIN scan", "-sN": "TCP NULL scan", "-sX": "TCP XMAS scan",
+	} {
+		for _, fragments := range []string{"-f", "-ff"} { // of 8 and of 16 bytes
+			scanner.Run(t, "nmap", fragments, flag, "-n", "-Pn", "--max-retries", "0", "-p", trapPort+","+unlistedPort, target.IPv4.String())
+			want = append(want, scanLine(scanner.IPv4, "TCP", trapPort, kind))
+		}
+	}
+	scanner.Run(t, "nmap", "-f", "-sA", "-n", "-Pn", "--max-retries", "0", "-p", trapPort, target.IPv4.String())
+	stopWithin(t, daemon, time.Second)
+	if diff := cmp.Diff(sorted(want), sorted(daemon.Stdout.Lines())); diff != "" {
+		t.Errorf("fragmented scans: lines (-want +got)\n%s", diff)
+	}
+}
+
 // probe sends one SYN from scanner to a trap port of target.
 func probe(t *testing.T, scanner, target *nettest.Host) {
 	t.Helper()

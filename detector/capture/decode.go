@@ -22,7 +22,8 @@ import (
 // little more than Linux hands to TCP and UDP. Of IP options and extension
 // headers it checks the lengths alone, so that a source route, an IPv6 option
 // that asks to be discarded, or an AH, mobility, HIP or shim6 header does not
-// hide a probe; and a first fragment counts even if the others never come.
+// hide a probe; and fragments count as soon as they show port and flags, even
+// if the others never come.
 // Whoever sends such things to a trap port is no ordinary client.
 //
 // Nor does a forged source hide a probe: a loopback address off the wire, or
@@ -56,7 +57,7 @@ const (
 	notDropped        dropReason = iota
 	dropNotIP                    // neither IPv4 nor IPv6
 	dropOtherProtocol            // neither TCP nor UDP
-	dropFragment                 // a fragment but the first
+	dropFragment                 // a fragment that does not show, or not alone, what was probed
 	dropMalformed                // a header that Linux refuses
 	dropTruncated                // the capture ends before the headers do
 	dropChecksum                 // a wrong checksum: Linux drops it unanswered
@@ -81,9 +82,10 @@ func (r dropReason) Error() string  { return dropReasonNames[r] }
 // decoder turns packets into probes. It reuses its memory, so it is not safe
 // for concurrent use.
 type decoder struct {
-	ip  network
-	tcp tcpLayer
-	udp udpLayer
+	ip     network
+	tcp    tcpLayer
+	udp    udpLayer
+	halves halves
 
 	ip4, ip6, vlan *gopacket.DecodingLayerParser
 	decoded        []gopacket.LayerType
@@ -91,7 +93,7 @@ type decoder struct {
 
 func newDecoder() *decoder {
 	d := &decoder{decoded: make([]gopacket.LayerType, 0, 8)}
-	d.tcp.ip, d.udp.ip = &d.ip, &d.ip
+	d.tcp.ip, d.tcp.halves, d.udp.ip = &d.ip, &d.halves, &d.ip
 	container := gopacket.DecodingLayerContainer(gopacket.DecodingLayerSparse(nil))
 	for _, layer := range []gopacket.DecodingLayer{
 		&vlanLayer{ip: &d.ip}, &ipv4Layer{network: &d.ip}, &ipv6Layer{network: &d.ip}, &d.tcp, &d.udp,
@@ -118,7 +120,7 @@ func (d *decoder) decode(pkt *packet) (detector.Probe, dropReason) {
 	if parser == nil {
 		return detector.Probe{}, dropNotIP
 	}
-	d.ip = network{cut: max(pkt.length-len(pkt.data), 0), checksum: pkt.checksum}
+	d.ip = network{at: pkt.at, cut: max(pkt.length-len(pkt.data), 0), checksum: pkt.checksum}
 	if err := parser.DecodeLayers(pkt.data, &d.decoded); err != nil {
 		return detector.Probe{}, reasonOf(err)
 	}
@@ -132,7 +134,7 @@ func (d *decoder) decode(pkt *packet) (detector.Probe, dropReason) {
 	switch d.lastLayer() {
 	case layers.LayerTypeTCP:
 		p.Proto = detector.TCP
-		p.Technique = d.tcp.technique()
+		p.Technique = detector.ClassifyTCP(d.tcp.flags)
 		p.Header.Flags, p.Header.Window, p.Header.Sequence = d.tcp.flags, d.tcp.window, d.tcp.sequence
 		sourcePort, targetPort = d.tcp.sourcePort, d.tcp.targetPort
 	case layers.LayerTypeUDP:
@@ -198,9 +200,12 @@ type network struct {
 	id             uint16
 	options        detector.Tri
 	next           layers.IPProtocol // the transport, behind all extension headers
-	fragment       bool              // the first of several: the transport payload is not whole
-	payload        []byte            // the transport header and what follows, as captured
-	cut            int               // bytes at the end of payload that the capture left out
+	at             time.Time
+	fragment       bool   // one of several: the transport payload is not whole
+	second         bool   // the fragment that starts eight bytes into the payload
+	fragmentID     uint32 // that fragments of one datagram share
+	payload        []byte // the transport header and what follows, as captured
+	cut            int    // bytes at the end of payload that the capture left out
 	checksum       checksumState
 }
 
@@ -238,6 +243,16 @@ func (n *network) trim(data []byte, total int) ([]byte, bool) {
 	return data, true
 }
 
+// readFragment takes where in the payload a fragment starts, in units of eight
+// bytes, and whether others follow. It reports false if the fragment does not
+// matter.
+func (n *network) readFragment(offset uint16, more bool, id uint32, next layers.IPProtocol) bool {
+	n.fragment = n.fragment || more || offset != 0
+	n.second = offset == 1
+	n.fragmentID = id
+	return offset == 0 || n.second && next == layers.IPProtocolTCP
+}
+
 type ipv4Layer struct{ *network }
 
 func (ipv4Layer) CanDecode() gopacket.LayerClass { return layers.LayerTypeIPv4 }
@@ -267,14 +282,13 @@ func (l ipv4Layer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error
 	if !validIPv4Options(data[minHeader:headerLen]) {
 		return dropMalformed
 	}
-	if offset := binary.BigEndian.Uint16(data[6:]); offset&0x1fff != 0 {
-		return dropFragment
-	} else if offset&0x2000 != 0 {
-		l.fragment = true
-	}
 	l.id = binary.BigEndian.Uint16(data[4:])
 	l.ttl = data[8]
 	l.next = layers.IPProtocol(data[9])
+	field := binary.BigEndian.Uint16(data[6:])
+	if !l.readFragment(field&0x1fff, field&0x2000 != 0, uint32(l.id), l.next) {
+		return dropFragment
+	}
 	l.source = netip.AddrFrom4([4]byte(data[12:16]))
 	l.target = netip.AddrFrom4([4]byte(data[16:20]))
 	l.payload = data[headerLen:]
@@ -396,12 +410,13 @@ func (l ipv6Layer) readExtension(kind layers.IPProtocol, header []byte) error {
 			return dropMalformed // the packet is to travel on (RFC 8200, section 4.4)
 		}
 	case layers.IPProtocolIPv6Fragment:
-		offset := binary.BigEndian.Uint16(header[2:])
-		if offset>>3 != 0 {
+		// At the start and with no more to follow it is an atomic fragment: a
+		// whole packet (RFC 6946).
+		field := binary.BigEndian.Uint16(header[2:])
+		id := binary.BigEndian.Uint32(header[4:])
+		if !l.readFragment(field>>3, field&1 != 0, id, layers.IPProtocol(header[0])) {
 			return dropFragment
 		}
-		// With no more to follow it is an atomic fragment: a whole packet (RFC 6946).
-		l.fragment = l.fragment || offset&1 != 0
 	}
 	return nil
 }
@@ -444,13 +459,14 @@ func (l *vlanLayer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) erro
 }
 
 type tcpLayer struct {
-	ip *network
+	ip     *network
+	halves *halves
+	whole  [16]byte // two halves joined
 
 	sourcePort, targetPort uint16
 	sequence               uint32
 	flags                  detector.TCPFlags
 	window                 uint16
-	flagless               bool // a fragment that ends before the flags
 }
 
 func (*tcpLayer) CanDecode() gopacket.LayerClass    { return layers.LayerTypeTCP }
@@ -458,28 +474,24 @@ func (*tcpLayer) NextLayerType() gopacket.LayerType { return gopacket.LayerTypeP
 func (*tcpLayer) LayerPayload() []byte              { return nil }
 
 // DecodeFromBytes refuses what Linux refuses in tcp_v4_rcv. TCP options do not
-// matter: Linux answers a SYN whatever stands in them. Of a first fragment it
-// takes what is there.
+// matter: Linux answers a SYN whatever stands in them. Of a fragment it takes
+// what is there.
 func (l *tcpLayer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error {
-	const minHeader, ports, upToFlags = 20, 4, 14
+	const minHeader = 20
 	ip := l.ip
-	*l = tcpLayer{ip: ip}
-	if len(data) < minHeader && !ip.fragment || len(data) < ports {
+	if ip.fragment {
+		var why dropReason
+		if data, why = l.upToWindow(data); why != notDropped {
+			return why
+		}
+	} else if len(data) < minHeader {
 		return ip.short()
 	}
 	l.sourcePort = binary.BigEndian.Uint16(data)
 	l.targetPort = binary.BigEndian.Uint16(data[2:])
-	if len(data) >= 8 {
-		l.sequence = binary.BigEndian.Uint32(data[4:])
-	}
-	if len(data) < upToFlags {
-		l.flagless = true
-		return nil
-	}
+	l.sequence = binary.BigEndian.Uint32(data[4:])
 	l.flags = detector.TCPFlags(data[13])
-	if len(data) >= 16 {
-		l.window = binary.BigEndian.Uint16(data[14:])
-	}
+	l.window = binary.BigEndian.Uint16(data[14:])
 	if ip.fragment {
 		return nil
 	}
@@ -489,11 +501,25 @@ func (l *tcpLayer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error
 	return ip.verify(data, data[16:18])
 }
 
-func (l *tcpLayer) technique() detector.Technique {
-	if l.flagless {
-		return detector.TechniqueFragment
+// upToWindow returns the first sixteen bytes of a segment of which data is a
+// fragment, or the reason why they are not there yet. Like Linux it leaves out
+// what goes beyond a multiple of eight bytes.
+func (l *tcpLayer) upToWindow(data []byte) ([]byte, dropReason) {
+	const upTo, unit = 16, 8
+	switch {
+	case len(data) < unit:
+		return nil, l.ip.short()
+	case len(data) >= upTo && !l.ip.second:
+		return data[:upTo], notDropped
 	}
-	return detector.ClassifyTCP(l.flags)
+	h := half{
+		of: datagramID{l.ip.source, l.ip.target, l.ip.fragmentID},
+		at: l.ip.at, second: l.ip.second, bytes: [unit]byte(data),
+	}
+	if !l.halves.join(h, &l.whole) {
+		return nil, dropFragment
+	}
+	return l.whole[:], notDropped
 }
 
 // udpLayer is gopacket's UDP header, without its error texts.

@@ -3,6 +3,7 @@ package capture
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -248,11 +249,11 @@ func TestDecode(t *testing.T) {
 		"TCP checksum left, strict":  {data: withPseudoSum(tcp), drop: dropChecksum},
 		"wrong checksum, lenient":    {data: patch(tcp, 36, 1, 2), checksum: checksumLenient, drop: dropChecksum},
 
-		"first fragment of 24": {data: fragment4(tcp4WithPayload(t), 24), want: syn4},
-		"first fragment of 16": {data: fragment4(tcp, 16), want: syn4},
-		"first fragment of 8": {data: fragment4(tcp, 8), want: change(syn4, func(p *detector.Probe) {
-			p.Technique, p.Header.Flags, p.Header.Window = detector.TechniqueFragment, 0, 0
-		})},
+		"first fragment of 24":                   {data: fragment4(tcp4WithPayload(t), 24), want: syn4},
+		"first fragment of 16":                   {data: fragment4(tcp, 16), want: syn4},
+		"first fragment of 8":                    {data: fragment4(tcp, 8), drop: dropFragment},
+		"first fragment of 15":                   {data: fragment4(tcp, 15), drop: dropFragment}, // Linux takes 8 of it
+		"first fragment of 4":                    {data: fragment4(tcp, 4), drop: dropMalformed},
 		"second fragment":                        {data: patch(tcp, 6, 0, 1), drop: dropFragment},
 		"last fragment that looks like a header": {data: patch(tcp, 6, 0x20, 2), drop: dropFragment},
 
@@ -282,9 +283,9 @@ func TestDecode(t *testing.T) {
 		"IPv6 source unspecified":  {data: patch(tcp6(t, detector.SYN), 8, make([]byte, 16)...), drop: dropBadSource},
 		"IPv6 source of multicast": {data: patch(tcp6(t, detector.SYN), 8, 0xff), drop: dropBadSource},
 	}
-	d := newDecoder()
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			d := newDecoder()
 			etherType := test.etherType
 			if etherType == 0 {
 				etherType = etherTypeOf(test.data)
@@ -300,6 +301,76 @@ func TestDecode(t *testing.T) {
 				t.Errorf("decode(% x): (-want +got)\n%s", test.data, diff)
 			}
 		})
+	}
+}
+
+// A header cut after eight bytes is put together, in any order.
+func TestDecodeJoinsHalves(t *testing.T) {
+	const (
+		syn  = "192.0.2.1:40000 -> 192.0.2.2:11 SYN"
+		syn6 = "[2001:db8::1]:40000 -> [2001:db8::2]:11 SYN"
+	)
+	halves4, halves6 := split4(tcp4(t, detector.SYN), 8), split6(tcp6(t, detector.SYN), 8)
+	other := split4(patch(tcp4(t, detector.FIN), 4, 0x43, 0x21), 8)
+	ack := split4(tcp4(t, detector.ACK), 8)
+	tests := map[string]struct {
+		packets [][]byte
+		late    time.Duration // of the last
+		want    []string
+	}{
+		"in order":               {packets: halves4, want: []string{syn}},
+		"last first":             {packets: [][]byte{halves4[1], halves4[0]}, want: []string{syn}},
+		"IPv6":                   {packets: halves6, want: []string{syn6}},
+		"IPv6, last first":       {packets: [][]byte{halves6[1], halves6[0]}, want: []string{syn6}},
+		"first alone":            {packets: halves4[:1]},
+		"second alone":           {packets: halves4[1:]},
+		"the same half twice":    {packets: [][]byte{halves4[0], halves4[0]}},
+		"of different datagrams": {packets: [][]byte{halves4[0], other[1]}},
+		"of both IP versions":    {packets: [][]byte{halves4[0], halves6[1]}},
+		"two datagrams at once": {
+			packets: [][]byte{halves4[0], other[0], halves4[1], other[1]},
+			want:    []string{syn, "192.0.2.1:40000 -> 192.0.2.2:11 FIN"},
+		},
+		"with the flags of an answer": {packets: ack},
+		"in time":                     {packets: halves4, late: halfPatience, want: []string{syn}},
+		"too late":                    {packets: halves4, late: halfPatience + 1},
+		"before its time":             {packets: halves4, late: -1},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := newDecoder()
+			var got []string
+			for i, data := range test.packets {
+				pkt := packet{at: arrival, etherType: uint16(etherTypeOf(data)), data: data, length: len(data)}
+				if i == len(test.packets)-1 {
+					pkt.at = arrival.Add(test.late)
+				}
+				if p, drop := d.decode(&pkt); drop == notDropped && isProbe(&p) {
+					got = append(got, fmt.Sprintf("%v -> %v %v", p.Source, p.Target, p.Technique))
+				}
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("probes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Halves that never meet take no memory, and do not keep others apart for long.
+func TestHalvesAreBounded(t *testing.T) {
+	w := new(halves)
+	id := func(n int) datagramID { return datagramID{scanner4, target4, uint32(n)} }
+	var whole [16]byte
+	for n := range 10_000 {
+		if w.join(half{of: id(n), at: arrival}, &whole) {
+			t.Fatalf("half %d of a datagram of its own met another", n)
+		}
+	}
+	if !w.join(half{of: id(9_999), at: arrival, second: true}, &whole) {
+		t.Error("the other half of the latest is not there")
+	}
+	if w.join(half{of: id(0), at: arrival, second: true}, &whole) {
+		t.Error("the other half of the oldest is still there")
 	}
 }
 
@@ -371,7 +442,7 @@ func samplePackets(tb testing.TB) [][]byte {
 }
 
 func FuzzDecode(f *testing.F) {
-	for _, b := range samplePackets(f) {
+	for _, b := range append(samplePackets(f), split4(tcp4(f, detector.SYN), 8)...) {
 		for _, etherType := range []layers.EthernetType{0x0800, 0x86dd, 0x8100} {
 			f.Add(uint16(etherType), b, len(b), uint8(checksumVerify))
 		}
@@ -422,7 +493,7 @@ func agreesWithGopacket(t *testing.T, pkt *packet, p detector.Probe) {
 func TestDecodeAllocatesNothing(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	var pkts []packet
-	for _, sample := range samplePackets(t) {
+	for _, sample := range append(samplePackets(t), split4(tcp4(t, detector.SYN), 8)...) {
 		for range 2000 {
 			data := bytes.Clone(sample)
 			for range random.IntN(4) {

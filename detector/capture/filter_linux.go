@@ -56,7 +56,7 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 	p.jump(drop)
 
 	p.place(ipv4)
-	p.ipv4(tcp, tcpPort, udp, drop)
+	p.ipv4(tcp, tcpPort, udp, match, drop)
 	p.place(ipv6)
 	p.ipv6(tcp, udp, match, drop)
 
@@ -88,9 +88,14 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 }
 
 // ipv4 goes to the transport with its header's offset in X.
-func (p *program) ipv4(tcp, tcpPort, udp, drop label) {
-	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2}) // fragment flags and offset
-	p.jumpIf(bpf.JumpBitsSet, 0x1fff, drop)
+func (p *program) ipv4(tcp, tcpPort, udp, match, drop label) {
+	// Of the fragments the first shows the port. Only where that is too short
+	// for the flags too does one start at the eighth byte, unit 1.
+	second := p.label()
+	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2})
+	p.emit(bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: 0x1fff})
+	p.jumpIf(bpf.JumpEqual, 1, second)
+	p.jumpIf(bpf.JumpNotEqual, 0, drop)
 	p.emit(bpf.LoadMemShift{Off: 0})
 	p.emit(bpf.LoadAbsolute{Off: 9, Size: 1})
 	p.jumpIf(bpf.JumpEqual, uint32(detector.UDP), udp)
@@ -100,6 +105,10 @@ func (p *program) ipv4(tcp, tcpPort, udp, drop label) {
 	p.emit(bpf.LoadAbsolute{Off: 6, Size: 2})
 	p.jumpIf(bpf.JumpBitsSet, 0x2000, tcpPort)
 	p.jump(tcp)
+	p.place(second)
+	p.emit(bpf.LoadAbsolute{Off: 9, Size: 1})
+	p.jumpIf(bpf.JumpEqual, uint32(detector.TCP), match)
+	p.jump(drop)
 }
 
 // ipv6 does the same, or goes to match if extension headers come first; those
