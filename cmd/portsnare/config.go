@@ -55,8 +55,15 @@ one has a fault, and 2 if the command line is not understood.`,
 	return check
 }
 
+// convertOptions choose the dialect of the file to convert.
+type convertOptions struct {
+	modes          []conf.ModeWord
+	debianDefaults string
+}
+
 func newConfigConvert() *cobra.Command {
-	return &cobra.Command{
+	var o convertOptions
+	convert := &cobra.Command{
 		Use:   "convert FILE",
 		Short: "Print a configuration in the native form",
 		Long: `Print a configuration in the native form (TOML) on standard output. No key is
@@ -66,11 +73,17 @@ warning on standard error.
 ` + dialects + `
 
 PortSentry takes interfaces and log outputs from its command line. What it does
-without options is converted; where yours gives others, edit the result.`,
-		Example: `  portsnare config convert /etc/portsentry/portsentry.conf >portsnare.toml`,
-		Args:    cobra.ExactArgs(1),
+without options is converted; where yours gives others, edit the result.
+
+A file of PortSentry 1.2 means something only together with the modes that the
+program is started in. With --modes or --debian-defaults, FILE is read as
+PortSentry 1.2 reads it.`,
+		Example: `  portsnare config convert /etc/portsentry/portsentry.conf >portsnare.toml
+  portsnare config convert --modes tcp,sudp portsentry.conf
+  portsnare config convert --debian-defaults /etc/default/portsentry portsentry.conf`,
+		Args: o.check,
 		RunE: func(cmd *cobra.Command, files []string) error {
-			c, warnings, err := conf.Load(files[0])
+			c, warnings, err := o.load(files[0])
 			for _, w := range warnings {
 				fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
 			}
@@ -81,6 +94,45 @@ without options is converted; where yours gives others, edit the result.`,
 			return err
 		},
 	}
+	convert.Flags().Func("modes", "the modes PortSentry 1.2 is started in: a `LIST` of tcp, stcp or atcp, and udp, sudp or audp", func(list string) (err error) {
+		o.modes, err = conf.ParseModeWords(list)
+		return err
+	})
+	convert.Flags().StringVar(&o.debianDefaults, "debian-defaults", "", "take these modes from TCP_MODE and UDP_MODE in `FILE`, Debian's /etc/default/portsentry")
+	return convert
+}
+
+// check returns an error unless the options and files fit together.
+func (o *convertOptions) check(cmd *cobra.Command, files []string) error {
+	if err := cobra.ExactArgs(1)(cmd, files); err != nil {
+		return err
+	}
+	byModes, byDefaults := cmd.Flags().Changed("modes"), cmd.Flags().Changed("debian-defaults")
+	switch {
+	case byDefaults && o.debianDefaults == "":
+		return errors.New("--debian-defaults needs the name of a file")
+	case byModes && byDefaults:
+		return errors.New("--modes and --debian-defaults exclude each other")
+	case (byModes || byDefaults) && strings.HasSuffix(files[0], ".toml"):
+		return fmt.Errorf("--modes and --debian-defaults are for files of PortSentry 1.2; %s is native", files[0])
+	}
+	return nil
+}
+
+// load reads file in the dialect that the options choose.
+func (o *convertOptions) load(file string) (conf.Config, []conf.Warning, error) {
+	modes, ofModes := o.modes, []conf.Warning(nil)
+	if o.debianDefaults != "" {
+		var err error
+		if modes, ofModes, err = conf.LoadDebianDefaults(o.debianDefaults); err != nil {
+			return conf.Config{}, ofModes, err
+		}
+	}
+	if modes == nil {
+		return conf.Load(file)
+	}
+	c, warnings, err := conf.LoadPortSentry1(file, modes...)
+	return c, append(ofModes, warnings...), err
 }
 
 func newConfigDefault() *cobra.Command {

@@ -179,7 +179,7 @@ var defaultNative string
 // Default returns the configuration of a daemon that was given none: it
 // watches every interface, reports, and bans nobody.
 func Default() Config {
-	c, _, err := parse("default.toml", []byte(defaultNative))
+	c, _, err := dialect(parseNative).parse("default.toml", []byte(defaultNative))
 	if err != nil {
 		panic(fmt.Sprintf("embedded configuration: %v", err))
 	}
@@ -194,29 +194,46 @@ func DefaultNative() string { return defaultNative }
 const maxFileSize = 1 << 20
 
 // Load reads the configuration file at path. The dialect follows from the
-// name: native if it ends in ".toml", PortSentry 2 otherwise. An error is
-// always a [Faults].
+// name: native if it ends in ".toml", PortSentry 2 in mode [Stealth] otherwise.
+// An error is always a [Faults].
 func Load(path string) (Config, []Warning, error) {
+	if isNative(path) {
+		return load(path, parseNative, func(string) string { return "" })
+	}
+	return LoadPortSentry2(path, Stealth)
+}
+
+// LoadPortSentry2 reads a configuration of PortSentry 2 for a program that was
+// told the mode on its command line. An error is always a [Faults].
+func LoadPortSentry2(path string, mode Mode) (Config, []Warning, error) {
+	return load(path, portSentry2(mode), func(path string) string {
+		return "Cannot open config file: " + path + "."
+	})
+}
+
+// A dialect reads a text. What it finds goes to the diagnosis, and if that is a
+// fault, the Config does not matter.
+type dialect func(d *diagnosis, text []byte) Config
+
+// load reads the file at path in the given dialect; unreadable returns what the
+// program whose dialect it is says about a file that it cannot open.
+func load(path string, read dialect, unreadable func(path string) string) (Config, []Warning, error) {
 	text, err := readFile(path)
 	if err != nil {
 		fault := Fault{Place: Place{File: path}, Text: err.Error(), Err: err}
-		if !isNative(path) && !errors.Is(err, errTooLarge) {
-			fault.Upstream = "Cannot open config file: " + path + "."
+		if !errors.Is(err, errTooLarge) {
+			fault.Upstream = unreadable(path)
 		}
 		return Config{}, nil, Faults{fault}
 	}
-	return parse(path, text)
+	return read.parse(path, text)
 }
 
-// parse is [Load] for a text already read; name is the file's name in faults
-// and warnings, and decides about the dialect.
-func parse(name string, text []byte) (Config, []Warning, error) {
-	dialect := parsePortSentry
-	if isNative(name) {
-		dialect = parseNative
-	}
+// parse is [load] for a text already read; name is the file's name in faults
+// and warnings.
+func (read dialect) parse(name string, text []byte) (Config, []Warning, error) {
 	d := newDiagnosis(name)
-	c := dialect(d, text)
+	c := read(d, text)
 	c.fillDefaults()
 	c.validate(d)
 	if err := d.err(); err != nil {

@@ -46,6 +46,9 @@ func TestConvert(t *testing.T) {
 			var b strings.Builder
 			for _, w := range warnings {
 				fmt.Fprintf(&b, "# %s\n", w)
+				if w.Upstream != "" {
+					fmt.Fprintf(&b, "#     PortSentry: %s\n", w.Upstream)
+				}
 			}
 			b.Write(native)
 			golden(t, path, b.String())
@@ -54,7 +57,7 @@ func TestConvert(t *testing.T) {
 }
 
 // TestFaults pins what an administrator reads about each fault, and what
-// PortSentry 2.0.7 said.
+// PortSentry said.
 func TestFaults(t *testing.T) {
 	for _, path := range inputs(t, "testdata/faults") {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -292,11 +295,46 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
+// TestPortSentry1Documented makes sure that the manual leaves out no key that
+// only PortSentry 1.2 has.
+func TestPortSentry1Documented(t *testing.T) {
+	manual := string(read(t, "../../docs/configuration.md"))
+	for _, key := range portSentry1Ports {
+		if !strings.Contains(manual, "| `"+key+"` |") {
+			t.Errorf("docs/configuration.md has no row for %s", key)
+		}
+	}
+}
+
 func TestManualPage(t *testing.T) {
 	const page = "../../packaging/deb/man/portsnare.toml.5"
 	mantest.Lint(t, page)
 	keys := append(slices.Collect(maps.Keys(nativeKeys)), "output.NAME.settings")
 	mantest.Explains(t, page, "Cm", keys)
+}
+
+// parse reads text in the dialect that a test file's name stands for: native if
+// it ends in ".toml"; PortSentry 1.2, in the modes of the first line, if it
+// starts with "v1-"; PortSentry 2 in connect mode if it starts with "connect-",
+// and in stealth mode otherwise.
+func parse(name string, text []byte) (Config, []Warning, error) {
+	var read dialect
+	switch {
+	case isNative(name):
+		read = parseNative
+	case strings.HasPrefix(name, "v1-"):
+		list, _, _ := strings.Cut(strings.TrimPrefix(string(text), "# --modes "), "\n")
+		words, err := ParseModeWords(list)
+		if err != nil {
+			return Config{}, nil, fmt.Errorf("first line of %s: %w", name, err)
+		}
+		read = portSentry1(words)
+	case strings.HasPrefix(name, "connect-"):
+		read = portSentry2(Trap)
+	default:
+		read = portSentry2(Stealth)
+	}
+	return read.parse(name, text)
 }
 
 // inputs lists the files in dir that are not golden files.

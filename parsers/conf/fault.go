@@ -41,7 +41,7 @@ func (p Place) explain(text string) string {
 type Fault struct {
 	Place
 	Text     string `json:"text"`               // what is wrong and, when known, what to do
-	Upstream string `json:"upstream,omitempty"` // PortSentry 2.0.7's exact words for it; empty when it has none
+	Upstream string `json:"upstream,omitempty"` // the exact words of the PortSentry whose file it is; empty when it has none
 	Err      error  `json:"-"`                  // the cause, when it lies outside the text; may be nil
 }
 
@@ -79,7 +79,8 @@ func (fs Faults) Unwrap() []error {
 // thinks.
 type Warning struct {
 	Place
-	Text string `json:"text"`
+	Text     string `json:"text"`
+	Upstream string `json:"upstream,omitempty"` // the exact words of the PortSentry whose file it is; empty when it has none
 }
 
 // String returns the warning as one line: "file:line: key: text".
@@ -135,15 +136,21 @@ func (d *diagnosis) add(p Place, f Fault) {
 	d.faults = append(d.faults, f)
 }
 
+// warn records that what stands at p may surprise.
 func (d *diagnosis) warn(p Place, format string, args ...any) {
+	d.addWarning(p, Warning{Text: fmt.Sprintf(format, args...)})
+}
+
+// addWarning records a warning at p.
+func (d *diagnosis) addWarning(p Place, w Warning) {
 	switch len(d.warnings) {
 	case maxFindings:
 		return
 	case maxFindings - 1:
-		d.warnings = append(d.warnings, Warning{p, "too many warnings; this is the last one shown"})
-		return
+		w = Warning{Text: "too many warnings; this is the last one shown"}
 	}
-	d.warnings = append(d.warnings, Warning{p, fmt.Sprintf(format, args...)})
+	w.Place = p
+	d.warnings = append(d.warnings, w)
 }
 
 // err returns the faults in the order of their lines, or nil.

@@ -15,8 +15,7 @@ func FuzzNative(f *testing.F) {
 	fuzzDialect(f, "portsnare.toml")
 }
 
-// fuzzDialect checks that what parses under the given file name is written
-// natively as something that parses to the same Config.
+// fuzzDialect checks what parses under the given file name.
 func fuzzDialect(f *testing.F, name string) {
 	for _, dir := range []string{"testdata/convert", "testdata/faults"} {
 		for _, path := range inputs(f, dir) {
@@ -27,19 +26,45 @@ func fuzzDialect(f *testing.F, name string) {
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, _, err := parse(name, text)
-		if err != nil {
-			if err.Error() == "" {
-				t.Fatalf("%q: a fault without words", text)
+		checkParsed(t, text, c, err)
+	})
+}
+
+func FuzzPortSentry1(f *testing.F) {
+	for _, dir := range []string{"testdata/convert", "testdata/faults"} {
+		for _, path := range inputs(f, dir) {
+			if !isNative(path) {
+				f.Add("tcp,sudp", read(f, path))
+				f.Add("atcp,udp", read(f, path))
 			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, list string, text []byte) {
+		words, err := ParseModeWords(list)
+		if err != nil {
 			return
 		}
-		native := c.AppendNative(nil)
-		again, _, err := parse("native.toml", native)
-		if err != nil {
-			t.Fatalf("%q is written natively as\n%s\nwhich is faulty: %v", text, native, err)
-		}
-		if diff := cmp.Diff(c, again, comparePorts); diff != "" {
-			t.Fatalf("%q is written natively as\n%s\nwhich means something else (-file +native):\n%s", text, native, diff)
-		}
+		c, _, err := portSentry1(words).parse("portsentry.conf", text)
+		checkParsed(t, text, c, err)
 	})
+}
+
+// checkParsed checks that what was parsed from text is written natively as
+// something that parses to the same Config, or that the faults have words.
+func checkParsed(t *testing.T, text []byte, c Config, err error) {
+	t.Helper()
+	if err != nil {
+		if err.Error() == "" {
+			t.Fatalf("%q: a fault without words", text)
+		}
+		return
+	}
+	native := c.AppendNative(nil)
+	again, _, err := parse("native.toml", native)
+	if err != nil {
+		t.Fatalf("%q is written natively as\n%s\nwhich is faulty: %v", text, native, err)
+	}
+	if diff := cmp.Diff(c, again, comparePorts); diff != "" {
+		t.Fatalf("%q is written natively as\n%s\nwhich means something else (-file +native):\n%s", text, native, diff)
+	}
 }

@@ -71,10 +71,16 @@ var (
 	switches  = []bool{false, true}
 )
 
+// portSentry2 returns the dialect of PortSentry 2 in the given mode.
+func portSentry2(mode Mode) dialect {
+	return func(d *diagnosis, text []byte) Config { return parsePortSentry(d, mode, text) }
+}
+
 // parsePortSentry reads text as PortSentry 2 does, except that it does not
 // take a key cut short for the key.
-func parsePortSentry(d *diagnosis, text []byte) Config {
+func parsePortSentry(d *diagnosis, mode Mode, text []byte) Config {
 	c := Config{
+		Mode:       mode,
 		Interfaces: []string{AllButLoopback},
 		Log:        Log{SyslogTag: "portsentry"},
 	}
@@ -107,7 +113,7 @@ func splitPortSentryLine(line string, n int) (key, value string, fault *Fault) {
 	bad := func(problem, upstream string) (string, string, *Fault) {
 		return key, "", &Fault{Text: problem, Upstream: fmt.Sprintf(upstream, n)}
 	}
-	rest := strings.TrimLeft(line, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+	rest := strings.TrimLeft(line, keyLetters)
 	key = line[:len(line)-len(rest)]
 	if _, known := portSentryKeys[key]; !known {
 		const upstream = "Invalid config file entry at line %d"
@@ -135,17 +141,22 @@ func splitPortSentryLine(line string, n int) (key, value string, fault *Fault) {
 	case value == "":
 		return bad("empty value; put # before the line to leave the key unset", "Invalid value at line %d, require a value")
 	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
-		return key, "", &Fault{Text: "value is not plain text; save the file as UTF-8, without zero bytes"}
+		return key, "", &Fault{Text: notPlainText}
 	}
 	return key, value, nil
 }
+
+// keyLetters are the characters of a key.
+const keyLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+
+const notPlainText = "value is not plain text; save the file as UTF-8, without zero bytes"
 
 const noEndQuote = `Invalid value at line %d, require an end quote character (") at end of value`
 
 // hintPortSentry says what to do about an unknown key, if we know.
 func hintPortSentry(key string) string {
 	if strings.HasPrefix(key, "ADVANCED_") {
-		return "; it belongs to PortSentry 1.2, list the ports in TCP_PORTS and UDP_PORTS"
+		return "; it belongs to PortSentry 1.2, whose files need its modes: portsnare config convert --modes tcp,udp FILE"
 	}
 	return ""
 }
@@ -177,7 +188,7 @@ func (c *Config) checkPortSentry(d *diagnosis) {
 	if c.Detect.TCPPorts.Len() == 0 && c.Detect.UDPPorts.Len() == 0 {
 		d.add(whole, Fault{
 			Text:     "no trap ports; set TCP_PORTS or UDP_PORTS",
-			Upstream: "Selected mode: stealth, but no TCP_PORTS or UDP_PORTS specified in config file",
+			Upstream: "Selected mode: " + c.portSentryMode() + ", but no TCP_PORTS or UDP_PORTS specified in config file",
 		})
 	}
 	if c.reacts(ReactCommand) && !c.hasSetting("runcmd", "command") {
@@ -188,6 +199,14 @@ func (c *Config) checkPortSentry(d *diagnosis) {
 		const text = "KILL_HOSTS_DENY and/or KILL_ROUTE must be specified if BLOCK_TCP or BLOCK_UDP is set to 1"
 		d.add(whole, Fault{Text: text, Upstream: text})
 	}
+}
+
+// portSentryMode returns the word of PortSentry 2 for the mode.
+func (c *Config) portSentryMode() string {
+	if c.Mode == Trap {
+		return "connect"
+	}
+	return "stealth"
 }
 
 // bans reports whether a scan over any protocol leads to more than a report.

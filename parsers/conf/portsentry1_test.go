@@ -1,0 +1,112 @@
+package conf
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+func TestParseModeWords(t *testing.T) {
+	const all = "tcp, stcp, atcp, udp, sudp or audp"
+	tests := map[string]struct {
+		list string
+		want []ModeWord
+		err  string
+	}{
+		"one":               {list: "stcp", want: []ModeWord{"stcp"}},
+		"two":               {list: "tcp,sudp", want: []ModeWord{"tcp", "sudp"}},
+		"UDP first":         {list: "audp,atcp", want: []ModeWord{"audp", "atcp"}},
+		"none":              {list: "", err: `"" is no mode; use ` + all},
+		"with the dash":     {list: "-tcp", err: `"-tcp" is no mode; use ` + all},
+		"a native mode":     {list: "stealth", err: `"stealth" is no mode; use ` + all},
+		"twice":             {list: "tcp,tcp", err: "tcp and tcp are both for TCP; choose one"},
+		"two of a protocol": {list: "tcp,audp,sudp", err: "audp and sudp are both for UDP; choose one"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			words, err := ParseModeWords(tt.list)
+			if tt.err != "" {
+				if err == nil || err.Error() != tt.err {
+					t.Errorf("ParseModeWords(%q) = %v, want %s", tt.list, err, tt.err)
+				}
+				return
+			}
+			if diff := cmp.Diff(tt.want, words); err != nil || diff != "" {
+				t.Errorf("ParseModeWords(%q): %v (-want +got):\n%s", tt.list, err, diff)
+			}
+		})
+	}
+}
+
+func TestLoadPortSentry1(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "portsentry.conf")
+	_, _, err := LoadPortSentry1(path, "tcp")
+	fault, _ := errors.AsType[Fault](err)
+	if want := "adminalert: Cannot open config file: " + path + ". Exiting"; fault.Upstream != want || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without a file: %v, in PortSentry's words %q, want %q", err, fault.Upstream, want)
+	}
+	if err := os.WriteFile(path, read(t, "testdata/convert/v1-debian.conf"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := LoadPortSentry1(path, "stcp")
+	if err != nil || c.Mode != Stealth || c.Detect.TCPPorts.Len() != 26 || c.Detect.UDPPorts.Len() != 0 {
+		t.Errorf("in mode stcp: %v, mode %s with %d TCP and %d UDP ports, want stealth with 26 and 0",
+			err, c.Mode, c.Detect.TCPPorts.Len(), c.Detect.UDPPorts.Len())
+	}
+	_, _, err = LoadPortSentry1(path)
+	if want := path + ": no mode; use tcp, stcp, atcp, udp, sudp or audp"; err == nil || err.Error() != want {
+		t.Errorf("without a mode: %v, want %s", err, want)
+	}
+}
+
+func TestPortsBelow(t *testing.T) {
+	tests := map[string]struct {
+		limit    int
+		excluded string
+		want     string
+	}{
+		"nothing excluded":  {1024, "", "1-1023"},
+		"the stock list":    {1024, "113,139", "1-112,114-138,140-1023"},
+		"the first":         {10, "1", "2-9"},
+		"the last":          {10, "9", "1-8"},
+		"above the limit":   {10, "7,10,20", "1-6,8-9"},
+		"all":               {3, "1,2", ""},
+		"no port":           {0, "", ""},
+		"port 0 only":       {1, "", ""},
+		"every port":        {maxPort + 1, "", "1-65535"},
+		"all but the edges": {maxPort + 1, "1,65535", "2-65534"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			excluded, _ := parsePorts(tt.excluded)
+			if got := portsBelow(tt.limit, excluded).String(); got != tt.want {
+				t.Errorf("portsBelow(%d, %s) = %s, want %s", tt.limit, tt.excluded, got, tt.want)
+			}
+		})
+	}
+}
+
+// TestPortSentry1WatchesWhatItIsToldTo makes sure that each word leads to the
+// ports of its protocol alone.
+func TestPortSentry1WatchesWhatItIsToldTo(t *testing.T) {
+	text := read(t, "testdata/convert/v1-debian.conf")
+	for _, word := range modeWords {
+		c, _, err := portSentry1([]ModeWord{word}).parse("p.conf", text)
+		if err != nil {
+			t.Fatalf("mode %s: %v", word, err)
+		}
+		watched, other := c.Detect.TCPPorts, c.Detect.UDPPorts
+		if word.proto() == detector.UDP {
+			watched, other = other, watched
+		}
+		if watched.Len() == 0 || other.Len() > 0 {
+			t.Errorf("mode %s watches TCP %s and UDP %s", word, c.Detect.TCPPorts, c.Detect.UDPPorts)
+		}
+	}
+}
