@@ -138,6 +138,9 @@ func (o *options) check(flags *pflag.FlagSet) error {
 	case flags.Changed("interface") && o.replays:
 		return errors.New("--interface does not go with --replay")
 	}
+	if err := conf.CheckInterfaces(o.interfaces); err != nil {
+		return fmt.Errorf("--interface: %w", err)
+	}
 	_, err := parseAddrs(o.local)
 	return err
 }

@@ -2,6 +2,7 @@ package conf
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -82,17 +83,30 @@ func (c *Config) validateMode(d *diagnosis) {
 }
 
 func (c *Config) validateInterfaces(d *diagnosis) {
-	for _, name := range c.Interfaces {
-		place := d.at("interfaces")
+	for _, err := range interfaceFaults(c.Interfaces) {
+		d.fault(d.at("interfaces"), "%v", err)
+	}
+}
+
+// CheckInterfaces tells what is wrong with a list of interfaces from a command
+// line, as [Load] does with one from a file. Whether they exist is not asked.
+func CheckInterfaces(names []string) error {
+	return errors.Join(interfaceFaults(names)...)
+}
+
+func interfaceFaults(names []string) []error {
+	var faults []error
+	for _, name := range names {
 		switch {
 		case name == AllInterfaces || name == AllButLoopback:
-			if len(c.Interfaces) > 1 {
-				d.fault(place, "%q stands for itself; take the other names out", name)
+			if len(names) > 1 {
+				faults = append(faults, fmt.Errorf("%q stands for itself; take the other names out", name))
 			}
 		case !isInterfaceName(name):
-			d.fault(place, "%q is no interface name", name)
+			faults = append(faults, fmt.Errorf("%q is no interface name", name))
 		}
 	}
+	return faults
 }
 
 func (c *Config) validateBan(d *diagnosis) {
