@@ -220,6 +220,64 @@ func TestTrapSendsTheBanner(t *testing.T) {
 	}
 }
 
+// A reset would discard the banner on systems other than Linux.
+func TestTrapDoesNotResetWhoKeepsSending(t *testing.T) {
+	t.Parallel()
+	scanner, target := nettest.NewPair(t)
+	startTrapping(t, target, TrapConfig{TCP: trapPorts, Banner: []byte(testBanner)})
+	c := dial(t, scanner, "tcp", target.IPv4, 11).(*net.TCPConn)
+	if _, err := io.ReadAll(c); err != nil {
+		t.Fatal(err)
+	}
+	send(t, c, "more")
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fault := 0
+	nettest.WaitFor(t, "what was sent is acknowledged or reset", func() bool {
+		waiting := -1
+		if err := raw.Control(func(fd uintptr) {
+			waiting, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ)
+			fault, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return waiting == 0 || fault != 0
+	})
+	if fault != 0 {
+		t.Errorf("the trap answered with a reset: %v", syscall.Errno(fault))
+	}
+}
+
+// Where the kernel has no IPv6, traps are IPv4 sockets.
+func TestTrapSocketWithoutIPv6(t *testing.T) {
+	t.Parallel()
+	scanner, target := nettest.NewPair(t)
+	var fd int
+	var err error
+	target.Do(t, func() { fd, err = bindTrap(unix.AF_INET, detector.UDP, 11) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	c := dial(t, scanner, "udp", target.IPv4, 11)
+	send(t, c, "hello")
+	data, control := make([]byte, 100), make([]byte, 256)
+	nettest.WaitFor(t, "the datagram arrives", func() bool {
+		n, controlLen, _, peer, err := unix.Recvmsg(fd, data, control, 0)
+		if err != nil {
+			return false
+		}
+		info, ok := parsePacketInfo(control[:controlLen])
+		source := netip.AddrPortFrom(scanner.IPv4, localPort(t, c))
+		if got := addrPort(peer, fd); !ok || n != 5 || got != source || info.addr != target.IPv4 || info.many {
+			t.Errorf("received %d bytes from %v, %+v, %v; want 5 from %v to %v", n, got, info, ok, source, target.IPv4)
+		}
+		return true
+	})
+}
+
 func TestTrapDoesNotSeeHalfOpenScans(t *testing.T) {
 	t.Parallel()
 	scanner, target := nettest.NewPair(t)
@@ -411,9 +469,9 @@ func TestTrapPortsInTimeWaitAreTakenAgain(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if state := target.Run(t, "ss", "-tanH", "state", "time-wait"); !strings.Contains(state, ":11") {
-		t.Fatalf("no connection in TIME_WAIT, only %q", state)
-	}
+	nettest.WaitFor(t, "the connection is in TIME_WAIT", func() bool {
+		return strings.Contains(target.Run(t, "ss", "-tanH", "state", "time-wait"), ":11")
+	})
 	startTrapping(t, target, TrapConfig{TCP: onePort(11)})
 }
 
