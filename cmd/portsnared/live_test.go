@@ -292,6 +292,43 @@ func TestReloadTakesNewPortsAndRefusesABadFile(t *testing.T) {
 	}
 }
 
+// An edit of an ignore file takes effect by itself, in trap mode too.
+func TestChangedIgnoreFilesAreReadAgain(t *testing.T) {
+	for _, mode := range []string{"stealth", "trap"} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			scanner, target := nettest.NewPair(t)
+			file := filepath.Join(t.TempDir(), "ignore")
+			write := func(text string) {
+				t.Helper()
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			connect := func() {
+				t.Helper()
+				scanner.Run(t, "nmap", "-sT", "-n", "-Pn", "--max-retries", "0", "-p", trapPort, target.IPv4.String())
+			}
+			write("# nobody\n")
+			daemon := startDaemon(t, target, fmt.Sprintf("mode = %q\n[detect]\ntcp_ports = \"11\"\nignore = [%q]\n", mode, file))
+			connect()
+			daemon.Stdout.WaitLine(t, "ignored: [false]")
+			write(scanner.IPv4.String() + "\n")
+			daemon.Stderr.WaitLine(t, "ignore files read again")
+			connect()
+			daemon.Stdout.WaitLine(t, "ignored: [true]")
+			write("no address\n")
+			daemon.Stderr.WaitLine(t, "ignore files not read again")
+			connect()
+			nettest.WaitFor(t, "a third report", func() bool { return len(daemon.Stdout.Lines()) == 3 })
+			if got := daemon.Stdout.Lines()[2]; !strings.Contains(got, "ignored: [true]") {
+				t.Errorf("after a faulty edit the source is not ignored any more: %s", got)
+			}
+			stopWithin(t, daemon, 5*time.Second)
+		})
+	}
+}
+
 func TestStartFailsWithARemedy(t *testing.T) {
 	t.Parallel()
 	_, target := nettest.NewPair(t)

@@ -3,12 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -35,15 +33,15 @@ type daemon struct {
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
 
-	config   conf.Config // in force; only reload changes it
-	reported losses      // so far
+	config      conf.Config // in force; only reload changes it
+	ignoreFiles files       // as they were when last read
+	reported    losses      // so far
 }
 
 // watch reports probes until a signal ends it.
 func watch(o options, log *logrus.Entry, stdout io.Writer) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	ctx, stop := untilSignal()
 	defer stop()
-	context.AfterFunc(ctx, stop)   // so that a second signal ends the process at once
 	signal.Ignore(syscall.SIGPIPE) // whoever read our output may go; detection stays
 	reload := make(chan os.Signal, 1)
 	signal.Notify(reload, syscall.SIGHUP)
@@ -71,7 +69,7 @@ func untilSignal() (context.Context, context.CancelFunc) {
 // newDaemon opens what needs privileges and builds everything, without
 // starting anything.
 func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) (_ *daemon, err error) {
-	d := &daemon{options: o, log: log, config: cfg}
+	d := &daemon{options: o, log: log, config: cfg, ignoreFiles: filesOf(cfg.Detect.Ignore)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -155,7 +153,9 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	if d.traps != nil {
 		tasks.Go(func() error { return capture.Trap(ctx, d.traps, d.observe) })
 	}
-	tasks.Go(func() error { return d.services.Run(ctx) })
+	if d.services != nil {
+		tasks.Go(func() error { return d.services.Run(ctx) })
+	}
 	tasks.Go(func() error { return d.watchLosses(ctx) })
 	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
 	err := tasks.Wait()
@@ -210,146 +210,4 @@ func (d *daemon) close() error {
 		errs = append(errs, d.outputs.close())
 	}
 	return errors.Join(errs...)
-}
-
-// lossInterval is how often losses are looked for and reported.
-const lossInterval = 10 * time.Second
-
-// watchLosses reports packets and events that were dropped, at most once per
-// interval: silence would look like peace.
-func (d *daemon) watchLosses(ctx context.Context) error {
-	tick := time.NewTicker(lossInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			d.reportLosses()
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// losses count what was dropped since the start.
-type losses struct {
-	packets uint64 // by the kernel, because its buffer was full
-	blocks  uint64 // of that buffer that could not be read
-	events  uint64 // by the dispatcher, because an output was too slow or failed
-}
-
-func (d *daemon) losses() losses {
-	dispatcher := d.dispatcher.Stats()
-	l := losses{events: dispatcher.Dropped}
-	if d.socket != nil {
-		socket := d.socket.Stats()
-		l.packets, l.blocks = socket.Lost, socket.BrokenBlocks
-	}
-	if d.traps != nil {
-		l.packets += d.traps.Stats().Lost
-	}
-	for _, o := range dispatcher.Outputs {
-		l.events += o.Dropped
-	}
-	return l
-}
-
-// reportLosses reports what was lost since it was last called. It is not safe
-// for concurrent use.
-func (d *daemon) reportLosses() {
-	now, before := d.losses(), d.reported
-	if now == before {
-		return
-	}
-	d.reported = now
-	packets, blocks, events := now.packets-before.packets, now.blocks-before.blocks, now.events-before.events
-	d.log.WithFields(logrus.Fields{"packets": packets, "blocks": blocks, "events": events}).Warn("packets or events lost")
-	d.dispatcher.Tell(detector.Event{
-		At: time.Now(), Action: detector.PacketsLost, Lost: packets + events,
-		Reason: fmt.Sprintf("%d packets and %d unreadable buffers in the kernel, %d events on the way to outputs", packets, blocks, events),
-	})
-}
-
-// reloadOn reads the configuration again on every signal.
-func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
-	for {
-		select {
-		case <-signals:
-		case <-ctx.Done():
-			return nil
-		}
-		if err := d.reload(); err != nil {
-			d.log.WithError(err).Error("configuration not reloaded, the old one stays in force")
-			continue
-		}
-		d.log.Info("configuration reloaded")
-		d.tell(detector.ConfigReloaded)
-	}
-}
-
-// reload puts a changed configuration in force, or changes nothing.
-func (d *daemon) reload() error {
-	cfg, err := loadConfig(d.options, d.log)
-	if err != nil {
-		return err
-	}
-	if cfg.Mode != d.config.Mode {
-		return fmt.Errorf("mode %q instead of %q takes a restart", cfg.Mode, d.config.Mode)
-	}
-	policy, err := newPolicy(cfg, d.inUse(), d.log)
-	if err != nil {
-		return err
-	}
-	if d.socket != nil {
-		if err := d.socket.SetPorts(cfg.Detect.TCPPorts, cfg.Detect.UDPPorts); err != nil {
-			return err
-		}
-	}
-	d.engine.SetPolicy(policy)
-	if d.traps != nil && d.trapsDiffer(cfg) {
-		d.log.Warn("changed ports of traps and a changed banner take effect at the next start")
-	}
-	if !slices.Equal(cfg.Interfaces, d.config.Interfaces) || cfg.Log != d.config.Log || cfg.Events != d.config.Events {
-		d.log.Warn("changed interfaces and outputs take effect at the next start")
-		cfg.Interfaces, cfg.Log, cfg.Events = d.config.Interfaces, d.config.Log, d.config.Events
-	}
-	d.config = cfg
-	return nil
-}
-
-// trapsDiffer reports whether cfg asks for other traps than d opened. They are
-// opened at the start only, with privileges that may be gone.
-func (d *daemon) trapsDiffer(cfg conf.Config) bool {
-	tcp, udp := cfg.Opened()
-	return tcp.String() != d.opened.TCP.String() || udp.String() != d.opened.UDP.String() ||
-		cfg.Trap.Banner != string(d.opened.Banner)
-}
-
-// logCounters says at the end what was seen, done and lost.
-func (d *daemon) logCounters() {
-	for _, o := range d.dispatcher.Stats().Outputs {
-		if o.Dropped > 0 {
-			d.log.WithFields(logrus.Fields{"output": o.Name, "events": o.Dropped}).Warn("output did not get all events")
-		}
-	}
-	engine, lost := d.engine.Stats(), d.losses()
-	fields := logrus.Fields{
-		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
-		"packets_lost": lost.packets, "events_lost": lost.events,
-		"sources_forgotten": engine.SourcesForgotten,
-	}
-	if d.services != nil {
-		fields["service_check_failures"] = d.services.Failures()
-	}
-	if d.socket != nil {
-		for reason, n := range d.socket.Stats().Undecoded {
-			fields["undecoded_"+strings.ReplaceAll(reason, " ", "_")] = n
-		}
-	}
-	if d.traps != nil {
-		traps := d.traps.Stats()
-		fields["connections"], fields["datagrams"], fields["sent_to_many"] = traps.Accepted, traps.Datagrams, traps.SentToMany
-		fields["accept_failures"], fields["banner_timeouts"] = traps.AcceptFailures, traps.BannerTimeouts
-		fields["banners_cut_short"], fields["banners_held"] = traps.CutShort, traps.BannersHeld
-	}
-	d.log.WithFields(fields).Info("portsnare has stopped")
 }

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/parsers/conf"
+)
+
+// ignoreInterval is how often ignore files are looked at for changes.
+const ignoreInterval = time.Second
+
+// reloadOn reads the configuration again on every signal, and the ignore files
+// after every change, as administrators of PortSentry expect.
+func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
+	look := time.NewTicker(ignoreInterval)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+			d.followIgnoreFiles()
+		case <-signals:
+			if err := d.reload(); err != nil {
+				d.log.WithError(err).Error("configuration not reloaded, the old one stays in force")
+				continue
+			}
+			d.log.Info("configuration reloaded")
+			d.tell(detector.ConfigReloaded)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// followIgnoreFiles puts changed ignore files in force.
+func (d *daemon) followIgnoreFiles() {
+	now := filesOf(d.config.Detect.Ignore)
+	if now.same(d.ignoreFiles) {
+		return
+	}
+	d.ignoreFiles = now // so that a faulty file is told of once
+	policy, err := newPolicy(d.config, d.inUse(), d.log)
+	if err != nil {
+		d.log.WithError(err).Error("ignore files not read again, what they said before stays in force")
+		return
+	}
+	d.engine.SetPolicy(policy)
+	d.log.WithField("prefixes", policy.Ignore.Len()).Info("ignore files read again")
+}
+
+// files are the states of some files; a nil one is not there.
+type files []os.FileInfo
+
+func filesOf(paths []string) files {
+	var fs files
+	for _, path := range paths {
+		info, _ := os.Stat(path) // whatever is wrong, reading the file tells
+		fs = append(fs, info)
+	}
+	return fs
+}
+
+func (fs files) same(as files) bool {
+	return slices.EqualFunc(fs, as, func(a, b os.FileInfo) bool {
+		if a == nil || b == nil {
+			return a == nil && b == nil
+		}
+		return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+	})
+}
+
+// reload puts a changed configuration in force, or changes nothing.
+func (d *daemon) reload() error {
+	cfg, err := loadConfig(d.options, d.log)
+	if err != nil {
+		return err
+	}
+	if cfg.Mode != d.config.Mode {
+		return fmt.Errorf("mode %q instead of %q takes a restart", cfg.Mode, d.config.Mode)
+	}
+	ignoreFiles := filesOf(cfg.Detect.Ignore) // before they are read, to miss no change
+	policy, err := newPolicy(cfg, d.inUse(), d.log)
+	if err != nil {
+		return err
+	}
+	if d.socket != nil {
+		if err := d.socket.SetPorts(cfg.Detect.TCPPorts, cfg.Detect.UDPPorts); err != nil {
+			return err
+		}
+	}
+	d.engine.SetPolicy(policy)
+	if d.traps != nil && d.trapsDiffer(cfg) {
+		d.log.Warn("changed ports of traps and a changed banner take effect at the next start")
+	}
+	if !slices.Equal(cfg.Interfaces, d.config.Interfaces) || cfg.Log != d.config.Log || cfg.Events != d.config.Events {
+		d.log.Warn("changed interfaces and outputs take effect at the next start")
+		cfg.Interfaces, cfg.Log, cfg.Events = d.config.Interfaces, d.config.Log, d.config.Events
+	}
+	d.config, d.ignoreFiles = cfg, ignoreFiles
+	return nil
+}
+
+// trapsDiffer reports whether cfg asks for other traps than d opened. They are
+// opened at the start only, with privileges that may be gone.
+func (d *daemon) trapsDiffer(cfg conf.Config) bool {
+	tcp, udp := cfg.Opened()
+	return tcp.String() != d.opened.TCP.String() || udp.String() != d.opened.UDP.String() ||
+		cfg.Trap.Banner != string(d.opened.Banner)
+}
