@@ -80,6 +80,18 @@ func stopWithin(t *testing.T, p *nettest.Process, limit time.Duration) {
 	}
 }
 
+// unhurried is a limit for tests that run in parallel on a busy machine.
+const unhurried = 5 * time.Second
+
+// Not in parallel, so that the time is the daemon's own.
+func TestStopTakesUnderASecond(t *testing.T) {
+	scanner, target := nettest.NewPair(t)
+	daemon := startDaemon(t, target, liveConfig)
+	probe(t, scanner, target)
+	daemon.Stdout.WaitLine(t, "Scan from:")
+	stopWithin(t, daemon, time.Second)
+}
+
 func sorted(lines []string) []string { return slices.Sorted(slices.Values(lines)) }
 
 func TestNmapScansAreReportedLineByLine(t *testing.T) {
@@ -110,7 +122,7 @@ func TestNmapScansAreReportedLineByLine(t *testing.T) {
 				ports := strings.Join([]string{trapPort, unlistedPort, servicePort, otherTrapPort}, ",")
 				// One probe for each port: no second try where a service keeps silent.
 				scanner.Run(t, "nmap", append([]string{scan.flag, "-n", "-Pn", "--max-retries", "0", "-p", ports}, args...)...)
-				stopWithin(t, daemon, time.Second)
+				stopWithin(t, daemon, unhurried)
 				want := sorted([]string{
 					scanLine(source, scan.proto, trapPort, scan.kind),
 					scanLine(source, scan.proto, otherTrapPort, scan.kind),
@@ -138,7 +150,7 @@ func TestFragmentedScansAreReportedByTheirFlags(t *testing.T) {
 		}
 	}
 	scanner.Run(t, "nmap", "-f", "-sA", "-n", "-Pn", "--max-retries", "0", "-p", trapPort, target.IPv4.String())
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	if diff := cmp.Diff(sorted(want), sorted(daemon.Stdout.Lines())); diff != "" {
 		t.Errorf("fragmented scans: lines (-want +got)\n%s", diff)
 	}
@@ -158,7 +170,7 @@ func TestEveryOutputGetsTheProbe(t *testing.T) {
 	daemon := startDaemon(t, target, liveConfig+fmt.Sprintf("[log]\nhistory = %q\n[events]\njson = %q\n", history, events))
 	probe(t, scanner, target)
 	line := daemon.Stdout.WaitLine(t, "Scan from:")
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 
 	if want := scanLine(scanner.IPv4, "TCP", trapPort, "TCP SYN/Normal scan"); line != want {
 		t.Errorf("standard output has %q, want %q", line, want)
@@ -206,7 +218,7 @@ func TestHistoryFollowsRotation(t *testing.T) {
 	}
 	probe(t, scanner, target)
 	nettest.WaitFor(t, "a record in the new history", recorded)
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	for _, file := range []string{history, history + ".1"} {
 		if got := strings.Count(read(t, file), "\n"); got != 1 {
 			t.Errorf("%s has %d records, want 1", file, got)
@@ -230,7 +242,7 @@ func TestFullDiskAndAbsentSyslogDoNotStopDetection(t *testing.T) {
 		text, err := os.ReadFile(history)
 		return err == nil && strings.Count(string(text), "\n") == 3
 	})
-	stopWithin(t, daemon, 2*time.Second)
+	stopWithin(t, daemon, unhurried)
 	log := daemon.Stderr.String()
 	if got := strings.Count(log, "no space left on device"); got != 1 {
 		t.Errorf("the full disk was logged %d times, want once:\n%s", got, log)
@@ -286,7 +298,7 @@ func TestReloadTakesNewPortsAndRefusesABadFile(t *testing.T) {
 	change("[detect]\ntcp_ports = \"90-80\"\n", "start is above end")
 	probe(t, scanner, target)
 	nettest.WaitFor(t, "a second report", func() bool { return len(daemon.Stdout.Lines()) == 2 })
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	if got := len(daemon.Stdout.Lines()); got != 2 {
 		t.Errorf("%d reports, want 2: none before the reload, one after each", got)
 	}
@@ -324,7 +336,7 @@ func TestChangedIgnoreFilesAreReadAgain(t *testing.T) {
 			if got := daemon.Stdout.Lines()[2]; !strings.Contains(got, "ignored: [true]") {
 				t.Errorf("after a faulty edit the source is not ignored any more: %s", got)
 			}
-			stopWithin(t, daemon, 5*time.Second)
+			stopWithin(t, daemon, unhurried)
 		})
 	}
 }
