@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/sirupsen/logrus"
@@ -16,6 +17,7 @@ import (
 	"github.com/portsnare/portsnare/outputs"
 	"github.com/portsnare/portsnare/outputs/jsonlog"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
+	"github.com/portsnare/portsnare/parsers/conf"
 )
 
 // replay reports the probes in a capture file. What it prints follows from the
@@ -27,6 +29,7 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	watchAllTraps(&cfg)
 	local, err := parseAddrs(o.local)
 	if err != nil {
 		return err
@@ -57,6 +60,19 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 		return fmt.Errorf("%s: %w", o.replay, err)
 	}
 	return nil
+}
+
+// watchAllTraps has the ports that the daemon would open watched as well: a
+// capture shows who tried them, though not who was let in.
+func watchAllTraps(cfg *conf.Config) {
+	sniffedTCP, sniffedUDP := cfg.Sniffed()
+	openedTCP, openedUDP := cfg.Opened()
+	cfg.Detect.TCPPorts = union(sniffedTCP, openedTCP)
+	cfg.Detect.UDPPorts = union(sniffedUDP, openedUDP)
+}
+
+func union(a, b detector.PortSet) detector.PortSet {
+	return detector.NewPortSet(slices.Concat(a.Ranges(), b.Ranges())...)
 }
 
 // parseAddrs parses the addresses given with --local; none if it is empty.

@@ -35,6 +35,9 @@ func (c *Config) validate(d *diagnosis) {
 	if strings.ContainsRune(c.Trap.Banner, 0) {
 		d.fault(d.at("trap.banner"), "holds a zero byte")
 	}
+	if n := len(c.Trap.Banner); n > maxBanner {
+		d.fault(d.at("trap.banner"), "has %d bytes; %d are the most", n, maxBanner)
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
 		if !isOutputName(name) {
 			d.fault(d.at("output."+bareOrQuoted(name)), "%q is no output name; use up to %d lower-case letters, digits, - and _", name, maxOutputName)
@@ -145,6 +148,9 @@ func isInterfaceName(name string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) || unicode.IsControl(r) }
 	return name != "" && len(name) < 16 && name != "." && name != ".." && !strings.ContainsFunc(name, bad)
 }
+
+// maxBanner is what a new connection takes without waiting for its peer.
+const maxBanner = 4096
 
 // maxSyslogTag is the longest tag of RFC 3164, section 4.1.3.
 const maxSyslogTag = 32
