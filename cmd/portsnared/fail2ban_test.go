@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -102,7 +101,7 @@ func TestStockFail2BanBansWhoProbes(t *testing.T) {
 	if diff := cmp.Diff(want, jail.banned(t)); diff != "" {
 		t.Errorf("banned by Fail2Ban (-want +got)\n%s", diff)
 	}
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	if got := strings.Count(strings.Join(daemon.Stdout.Lines(), "\n"), "ignored: [true]"); got != 1 {
 		t.Errorf("%d reports of the ignored source, want 1", got)
 	}

@@ -55,7 +55,7 @@ func TestTrapModeReportsConnections(t *testing.T) {
 				ports := strings.Join([]string{trapPort, unlistedPort, servicePort, otherTrapPort}, ",")
 				scanner.Run(t, "nmap", append([]string{scan.flag, "-n", "-Pn", "--max-retries", "0", "-p", ports}, args...)...)
 				nettest.WaitFor(t, "two reports", func() bool { return len(daemon.Stdout.Lines()) >= 2 })
-				stopWithin(t, daemon, time.Second)
+				stopWithin(t, daemon, unhurried)
 				want := sorted([]string{
 					scanLine(source, scan.proto, trapPort, "Connect"),
 					scanLine(source, scan.proto, otherTrapPort, "Connect"),
@@ -76,7 +76,7 @@ func TestHalfOpenScansAreInvisibleToTraps(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
 	daemon := startDaemon(t, target, trapConfigText)
 	probe(t, scanner, target)
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	if got := daemon.Stdout.Lines(); len(got) != 0 {
 		t.Errorf("reports %q, want none", got)
 	}
@@ -120,7 +120,7 @@ func TestBannerIsNotForIgnoredSources(t *testing.T) {
 				t.Errorf("banner %q, want %q", got, tt.want)
 			}
 			daemon.Stdout.WaitLine(t, "type: [Connect]")
-			stopWithin(t, daemon, time.Second)
+			stopWithin(t, daemon, unhurried)
 		})
 	}
 }
@@ -140,7 +140,7 @@ tcp_ports = "11"
 	daemon := startDaemon(t, target, config)
 	scanner.Run(t, "nmap", "-sT", "-n", "-Pn", "--max-retries", "0", "-p", "11,12,1080", target.IPv4.String())
 	nettest.WaitFor(t, "two reports", func() bool { return len(daemon.Stdout.Lines()) >= 2 })
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 	want := sorted([]string{
 		scanLine(scanner.IPv4, "TCP", trapPort, "Connect"),
 		scanLine(scanner.IPv4, "TCP", otherTrapPort, "TCP SYN/Normal scan"),
@@ -171,7 +171,7 @@ func TestReloadKeepsTraps(t *testing.T) {
 			t.Errorf("after a change to %s: banner %q, want the old one", change.text, got)
 		}
 	}
-	stopWithin(t, daemon, time.Second)
+	stopWithin(t, daemon, unhurried)
 }
 
 func TestTrapModeWithoutPrivileges(t *testing.T) {
