@@ -17,8 +17,7 @@ const maxHost = 253
 // A Scan is what a Scan line says: the report of one probe. It may be compared
 // with ==.
 type Scan struct {
-	// Source is who probed. The zone of a link-local address stands in the
-	// host field only.
+	// Source is who probed, without a zone.
 	Source netip.Addr
 	// Host is the resolved name of the source, which its owner chose: never
 	// take an address from it. Empty: the line repeats the address.
@@ -77,7 +76,7 @@ func TypeText(t detector.Technique) string {
 func scanOf(ev *detector.Event) Scan {
 	p := &ev.Probe
 	s := Scan{
-		Source:    p.Source.Addr().Unmap(),
+		Source:    p.Source.Addr().Unmap().WithZone(""),
 		Proto:     p.Proto,
 		Port:      p.Target.Port(),
 		Technique: p.Technique,
@@ -105,7 +104,7 @@ func AppendScan(dst []byte, ev *detector.Event) []byte {
 func (s *Scan) Append(dst []byte) []byte {
 	dst = append(dst, "Scan from: ["...)
 	start := len(dst)
-	dst = s.Source.WithZone("").AppendTo(dst)
+	dst = s.Source.AppendTo(dst)
 	address := dst[start:]
 	dst = append(dst, "] ("...)
 	dst = s.appendHost(dst, address)
@@ -128,23 +127,14 @@ func (s *Scan) Append(dst []byte) []byte {
 	return append(dst, ']')
 }
 
-// appendHost appends the host field for a source with the given address. A
-// name could forge the fields after it, and an interface may be called nearly
-// anything, so both are reduced to what host names and addresses are made of.
+// appendHost appends the host field for a source with the given address: that
+// address to the byte, for readers that compare the two, or its name.
 func (s *Scan) appendHost(dst, address []byte) []byte {
-	start := len(dst)
-	zone := s.Source.Zone()
-	switch {
-	case s.Host != "":
-		dst = append(dst, s.Host...)
-	case zone != "":
-		dst = append(dst, address...)
-		dst = append(dst, '%')
-		dst = append(dst, zone...)
-	default:
+	if s.Host == "" {
 		return append(dst, address...)
 	}
-	return reduceHost(dst, start)
+	start := len(dst)
+	return reduceHost(append(dst, s.Host...), start)
 }
 
 // reduceHost makes what follows start safe as a host field. Its owner chose it,

@@ -32,7 +32,9 @@ func Parse(line string) (Scan, error) {
 	if !s.plausible() {
 		return Scan{}, fmt.Errorf("scan line: type %q with protocol %v", TypeText(s.Technique), s.Proto)
 	}
-	s.setHost(host)
+	if host != s.Source.String() {
+		s.Host = host
+	}
 	return s, nil
 }
 
@@ -45,17 +47,6 @@ func (s *Scan) plausible() bool {
 		return s.Proto == detector.UDP
 	}
 	return s.Proto == detector.TCP
-}
-
-// setHost takes in the host field. It may add a zone to the address and
-// nothing else.
-func (s *Scan) setHost(host string) {
-	addr, err := netip.ParseAddr(host)
-	if err == nil && addr.WithZone("") == s.Source && addr.String() == host {
-		s.Source = addr
-		return
-	}
-	s.Host = host
 }
 
 // A reader takes fields off the front of a line up to the first fault.
