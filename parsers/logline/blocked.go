@@ -39,27 +39,33 @@ func AppendBlocked(dst []byte, ev *detector.Event, zone *time.Location) []byte {
 	return b.Append(dst)
 }
 
-// Append appends the record, without a newline, to dst. Readers take the
-// address from between the last slash and "Port:", so the host before it is
-// reduced to what host names are made of.
+// Append appends the record, without a newline, to dst.
 func (b *Blocked) Append(dst []byte) []byte {
 	dst = strconv.AppendInt(dst, b.At.Unix(), 10)
 	dst = append(dst, " - "...)
 	dst = b.At.AppendFormat(dst, blockedStamp)
 	dst = append(dst, " Host: "...)
-	if b.Host == "" {
-		dst = b.Source.AppendTo(dst)
-	} else {
-		start := len(dst)
-		dst = reduceHost(append(dst, b.Host...), start)
-	}
-	dst = append(dst, '/')
-	dst = b.Source.AppendTo(dst)
+	dst = appendHostAndSource(dst, b.Host, b.Source)
 	dst = append(dst, " Port: "...)
 	dst = strconv.AppendUint(dst, uint64(b.Port), 10)
 	dst = append(dst, ' ')
 	dst = append(dst, b.Proto.String()...)
 	return append(dst, " Blocked"...)
+}
+
+// appendHostAndSource appends how PortSentry 1.2 names a source: the host, or the
+// address again if that is empty, a slash and the address. Readers take the
+// address from behind the last slash, so the host before it is reduced to what
+// host names are made of.
+func appendHostAndSource(dst []byte, host string, source netip.Addr) []byte {
+	if host == "" {
+		dst = source.AppendTo(dst)
+	} else {
+		start := len(dst)
+		dst = reduceHost(append(dst, host...), start)
+	}
+	dst = append(dst, '/')
+	return source.AppendTo(dst)
 }
 
 // ParseBlocked reads a record of PortSentry 1.2 without its newline. It takes

@@ -1,6 +1,7 @@
-// Package logline formats and parses the lines in which PortSentry 2 reports
-// probes, and the records of PortSentry 1.2's history. They are a contract with
-// log readers that match them to the last byte, so nothing may be added to them.
+// Package logline formats and parses the lines in which PortSentry 2 and
+// PortSentry 1.2 report probes, and the records of the history of each. They are
+// a contract with log readers that match them to the last byte, so nothing may be
+// added to them.
 package logline
 
 import (
@@ -113,7 +114,7 @@ func (s *Scan) Append(dst []byte) []byte {
 	dst = append(dst, "] port: ["...)
 	dst = strconv.AppendUint(dst, uint64(s.Port), 10)
 	dst = append(dst, "] type: ["...)
-	dst = s.appendType(dst)
+	dst = appendType(dst, s.Technique, s.Flags)
 	dst = append(dst, "] IP opts: ["...)
 	dst = append(dst, OptionsText(s.IPOptions)...)
 	dst = append(dst, "] ignored: ["...)
@@ -163,8 +164,10 @@ func isHostByte(c byte) bool {
 	return false
 }
 
-func (s *Scan) appendType(dst []byte) []byte {
-	text := TypeText(s.Technique)
+// appendType appends PortSentry's words for a technique and, where they are
+// "Unknown Type", the flags.
+func appendType(dst []byte, t detector.Technique, flags detector.TCPFlags) []byte {
+	text := TypeText(t)
 	if text != unknownType {
 		return append(dst, text...)
 	}
@@ -172,7 +175,7 @@ func (s *Scan) appendType(dst []byte) []byte {
 	for _, f := range flagNames {
 		dst = append(dst, ' ')
 		dst = append(dst, f.name...)
-		if s.Flags.Has(f.flag) {
+		if flags.Has(f.flag) {
 			dst = append(dst, ": 1"...)
 		} else {
 			dst = append(dst, ": 0"...)

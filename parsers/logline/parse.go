@@ -29,7 +29,7 @@ func Parse(line string) (Scan, error) {
 		return Scan{}, err
 	}
 	s.Technique, s.Flags = kind.technique, kind.flags
-	if !s.plausible() {
+	if !plausible(s.Technique, s.Proto) {
 		return Scan{}, fmt.Errorf("scan line: type %q with protocol %v", TypeText(s.Technique), s.Proto)
 	}
 	if host != s.Source.String() {
@@ -39,14 +39,14 @@ func Parse(line string) (Scan, error) {
 }
 
 // plausible reports whether the technique exists in the protocol.
-func (s *Scan) plausible() bool {
-	switch s.Technique {
+func plausible(t detector.Technique, proto detector.Proto) bool {
+	switch t {
 	case detector.TechniqueConnect:
 		return true
 	case detector.TechniqueUDP:
-		return s.Proto == detector.UDP
+		return proto == detector.UDP
 	}
-	return s.Proto == detector.TCP
+	return proto == detector.TCP
 }
 
 // A reader takes fields off the front of a line up to the first fault.
