@@ -39,7 +39,7 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	printed := logfile.NewStream(stdout)
 	set.closers = append(set.closers, printed)
 	if !cfg.Log.NoStdout {
-		set.add("stdout", portsentrylog.NewLines(printed))
+		set.add("stdout", portsentrylog.NewLines(printed, lineFormat(cfg.Log.Format)))
 	}
 	if cfg.Log.History != "" && cfg.Log.History != os.DevNull {
 		history, err := set.file(cfg.Log.History, 0o644)
@@ -49,7 +49,10 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 		set.add("history", newHistory(cfg.Log.HistoryFormat, history))
 	}
 	if cfg.Log.Syslog {
-		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{Tag: cfg.Log.SyslogTag})
+		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{
+			Tag:    cfg.Log.SyslogTag,
+			Format: lineFormat(cfg.Log.Format),
+		})
 		set.closers = append(set.closers, syslog)
 		set.add("syslog", syslog)
 	}
@@ -63,6 +66,13 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 		set.add("json", jsonlog.New(to, jsonOptions()))
 	}
 	return set, nil
+}
+
+func lineFormat(f conf.LineFormat) portsentrylog.Format {
+	if f == conf.LinesPortSentry1 {
+		return portsentrylog.PortSentry1
+	}
+	return portsentrylog.PortSentry2
 }
 
 func newHistory(format conf.HistoryFormat, file *logfile.File) outputs.Output {

@@ -130,7 +130,7 @@ func replayOutput(o options, w io.Writer) outputs.Output {
 	if o.json {
 		return jsonlog.New(appender{w}, jsonlog.Options{BootID: "replay"})
 	}
-	return portsentrylog.NewLines(appender{w})
+	return portsentrylog.NewLines(appender{w}, portsentrylog.PortSentry2)
 }
 
 // appender writes records to a writer that may take its time.

@@ -51,7 +51,7 @@ var started = detector.Event{Sequence: 99, Action: detector.DaemonStarted}
 
 func TestLines(t *testing.T) {
 	var got strings.Builder
-	out := NewLines(logfile.NewStream(&got))
+	out := NewLines(logfile.NewStream(&got), PortSentry2)
 	for _, events := range [][]detector.Event{
 		append(probes(1), started, probe(7)),
 		{started},
@@ -64,6 +64,34 @@ func TestLines(t *testing.T) {
 	}
 	if want := line("1") + "\n" + line("7") + "\n" + line("9") + "\n"; got.String() != want {
 		t.Errorf("got %q, want %q", &got, want)
+	}
+}
+
+// PortSentry 1.2 reports in several lines, and says nothing of a probe that leads
+// to nothing.
+func TestLinesOfPortSentry1(t *testing.T) {
+	const (
+		alert    = "attackalert: TCP SYN/Normal scan from host: 203.0.113.7/203.0.113.7 to TCP port: 1\n"
+		ignoring = "attackalert: Ignoring TCP response per configuration file setting.\n"
+	)
+	for name, test := range outcomes {
+		t.Run(name, func(t *testing.T) {
+			want := ""
+			if test.recorded {
+				want = alert
+			}
+			if test.recorded && test.noBlock == detector.True {
+				want += ignoring
+			}
+			var got strings.Builder
+			out := NewLines(logfile.NewStream(&got), PortSentry1)
+			if err := out.Deliver(t.Context(), []detector.Event{started, test.probe(1), started}); err != nil {
+				t.Fatal(err)
+			}
+			if got.String() != want {
+				t.Errorf("got %q, want %q", &got, want)
+			}
+		})
 	}
 }
 
@@ -87,33 +115,46 @@ func TestHistory(t *testing.T) {
 	}
 }
 
+// An outcome is what was decided about a probe, and whether PortSentry 1.2 has a
+// record of it.
+type outcome struct {
+	ignored, triggered, noBlock, blocked detector.Tri
+	recorded                             bool
+}
+
+var outcomes = map[string]outcome{
+	"bans are off":          {detector.False, detector.True, detector.True, detector.False, true},
+	"banned":                {detector.False, detector.True, detector.False, detector.True, true},
+	"the ban failed":        {detector.False, detector.True, detector.False, detector.False, true},
+	"ignored":               {ignored: detector.True},
+	"below the trigger":     {ignored: detector.False, triggered: detector.False},
+	"from this host itself": {detector.True, detector.True, detector.True, detector.False, false},
+}
+
+// probe returns the event of a SYN to a port with this outcome.
+func (o outcome) probe(port uint16) detector.Event {
+	ev := probe(port)
+	ev.Ignored, ev.Triggered, ev.NoBlock, ev.Blocked = o.ignored, o.triggered, o.noBlock, o.blocked
+	return ev
+}
+
 // Fail2Ban bans on one record, so there is none for a probe that leads to
 // nothing.
 func TestHistory1(t *testing.T) {
 	const record = "1793605473 - 11/02/2026 08:44:33 Host: 203.0.113.7/203.0.113.7 Port: 1 TCP Blocked\n"
-	type outcome struct{ ignored, triggered, noBlock, blocked detector.Tri }
-	tests := map[string]struct {
-		outcome
-		want string
-	}{
-		"bans are off":          {outcome{detector.False, detector.True, detector.True, detector.False}, record},
-		"banned":                {outcome{detector.False, detector.True, detector.False, detector.True}, record},
-		"the ban failed":        {outcome{detector.False, detector.True, detector.False, detector.False}, record},
-		"ignored":               {outcome{ignored: detector.True}, ""},
-		"below the trigger":     {outcome{ignored: detector.False, triggered: detector.False}, ""},
-		"from this host itself": {outcome{detector.True, detector.True, detector.True, detector.False}, ""},
-	}
-	for name, test := range tests {
+	for name, test := range outcomes {
 		t.Run(name, func(t *testing.T) {
-			ev := probe(1)
-			ev.Ignored, ev.Triggered, ev.NoBlock, ev.Blocked = test.ignored, test.triggered, test.noBlock, test.blocked
+			want := ""
+			if test.recorded {
+				want = record
+			}
 			var got strings.Builder
 			out := NewHistory1(logfile.NewStream(&got), time.FixedZone("", 3600))
-			if err := out.Deliver(t.Context(), []detector.Event{started, ev, started}); err != nil {
+			if err := out.Deliver(t.Context(), []detector.Event{started, test.probe(1), started}); err != nil {
 				t.Fatal(err)
 			}
-			if got.String() != test.want {
-				t.Errorf("got %q, want %q", &got, test.want)
+			if got.String() != want {
+				t.Errorf("got %q, want %q", &got, want)
 			}
 		})
 	}
@@ -125,7 +166,7 @@ func TestLinesReturnTheTargetsError(t *testing.T) {
 	if err := r.CloseWithError(broken); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewLines(logfile.NewStream(w)).Deliver(t.Context(), probes(1)); !errors.Is(err, broken) {
+	if err := NewLines(logfile.NewStream(w), PortSentry2).Deliver(t.Context(), probes(1)); !errors.Is(err, broken) {
 		t.Errorf("Deliver = %v, want %v", err, broken)
 	}
 }
@@ -133,7 +174,8 @@ func TestLinesReturnTheTargetsError(t *testing.T) {
 func TestDeliverAllocatesNothing(t *testing.T) {
 	events := probes(1, 7, 9, 11)
 	for name, out := range map[string]*Lines{
-		"lines":       NewLines(logfile.NewStream(io.Discard)),
+		"lines":       NewLines(logfile.NewStream(io.Discard), PortSentry2),
+		"lines 1.2":   NewLines(logfile.NewStream(io.Discard), PortSentry1),
 		"history":     NewHistory(logfile.NewStream(io.Discard), time.Local),
 		"history 1.2": NewHistory1(logfile.NewStream(io.Discard), time.Local),
 	} {

@@ -1,6 +1,7 @@
 package portsentrylog
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/stamp"
-	"github.com/portsnare/portsnare/parsers/logline"
 )
 
 const (
@@ -34,6 +34,7 @@ const (
 type SyslogOptions struct {
 	Socket string         // default /dev/log
 	Tag    string         // default "portsnare"; readers know lines by it
+	Format Format         // default PortSentry2
 	PID    int            // default this process
 	Zone   *time.Location // of the time stamps; default local time
 }
@@ -41,31 +42,35 @@ type SyslogOptions struct {
 // Syslog is an output to the local syslog daemon. It connects at the first
 // delivery and again after a failure, so the daemon may come and go.
 type Syslog struct {
+	form
 	socket string
 	ident  string // "TAG[PID]: "
 	stamps *stamp.Formatter
 
 	conn   *net.UnixConn // nil while not connected
-	stream bool          // lines end in a newline
-	buf    []byte
+	stream bool          // messages end in a newline
+	lines  []byte        // of one event
+	buf    []byte        // one message
 
-	// sent is the sequence number of the last event sent of a batch that
-	// failed, so that its lines are not doubled when it comes again. Zero:
-	// nothing of the next batch is sent.
-	sent uint64
+	// What was sent of a batch that failed, so that it is not doubled when the
+	// batch comes again: everything up to the event with this sequence number
+	// (zero: none), and this many lines of the next.
+	sent      uint64
+	sentLines int
 }
 
 // NewSyslog returns an output to syslog. It does not connect yet.
 func NewSyslog(o SyslogOptions) *Syslog {
 	tag, pid := cmp.Or(o.Tag, "portsnare"), cmp.Or(o.PID, os.Getpid())
 	return &Syslog{
+		form:   o.Format.form(),
 		socket: cmp.Or(o.Socket, "/dev/log"),
 		ident:  tag + "[" + strconv.Itoa(pid) + "]: ",
 		stamps: stamp.New(syslogStamp, cmp.Or(o.Zone, time.Local)),
 	}
 }
 
-// Deliver sends a line for each probe, and waits a second at most for a daemon
+// Deliver sends the lines for each probe, and waits a second at most for a daemon
 // that does not read. After an error the same events must come again, first in
 // the next batch; those already sent are then passed over.
 func (s *Syslog) Deliver(ctx context.Context, events []detector.Event) error {
@@ -133,19 +138,33 @@ func (s *Syslog) dial(ctx context.Context, deadline time.Time) error {
 	return nil
 }
 
-// send sends the line for ev, if it has one.
+// send sends the lines for ev that are not sent yet, a message each.
 func (s *Syslog) send(ev *detector.Event) error {
-	if !ev.IsProbe() {
-		return nil
+	s.lines = s.appendLines(s.lines[:0], ev)
+	n := 0
+	for line := range bytes.Lines(s.lines) {
+		if n++; n <= s.sentLines {
+			continue
+		}
+		if err := s.sendLine(ev.At, line); err != nil {
+			return err
+		}
+		s.sentLines = n
 	}
+	s.sentLines = 0
+	return nil
+}
+
+// sendLine sends one line, which ends in a newline.
+func (s *Syslog) sendLine(at time.Time, line []byte) error {
 	s.buf = append(s.buf[:0], priority...)
-	s.buf = s.stamps.Append(s.buf, ev.At)
+	s.buf = s.stamps.Append(s.buf, at)
 	s.buf = append(s.buf, ' ')
 	s.buf = append(s.buf, s.ident...)
-	s.buf = logline.AppendScan(s.buf, ev)
-	if s.stream {
-		s.buf = append(s.buf, '\n')
+	if !s.stream {
+		line = bytes.TrimSuffix(line, []byte{'\n'})
 	}
+	s.buf = append(s.buf, line...)
 	_, err := s.conn.Write(s.buf)
 	return err
 }

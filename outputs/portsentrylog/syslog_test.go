@@ -2,6 +2,7 @@ package portsentrylog
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -14,13 +15,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/nettest"
 )
 
-func newSyslog(t *testing.T, socket string) *Syslog {
+func newSyslog(t *testing.T, socket string, f Format) *Syslog {
 	t.Helper()
-	s := NewSyslog(SyslogOptions{Socket: socket, Tag: "portsentry", PID: 1234, Zone: time.UTC})
+	s := NewSyslog(SyslogOptions{Socket: socket, Tag: "portsentry", Format: f, PID: 1234, Zone: time.UTC})
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -98,7 +101,7 @@ func mustDeliver(t *testing.T, s *Syslog, events []detector.Event) {
 func TestSyslog(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	mustDeliver(t, s, append(probes(1), started, probe(7)))
 	mustDeliver(t, s, probes(9))
 	wantMessages(t, peer, "1", "7", "9")
@@ -106,7 +109,7 @@ func TestSyslog(t *testing.T) {
 
 func TestSyslogComesLate(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	for range 2 {
 		if err := s.Deliver(t.Context(), probes(1)); !errors.Is(err, os.ErrNotExist) {
 			t.Fatalf("Deliver without a socket = %v, want %v", err, os.ErrNotExist)
@@ -119,7 +122,7 @@ func TestSyslogComesLate(t *testing.T) {
 
 func TestSyslogRestarts(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	peer := listen(t, socket)
 	mustDeliver(t, s, probes(1))
 	wantMessages(t, peer, "1")
@@ -132,12 +135,30 @@ func TestSyslogRestarts(t *testing.T) {
 	wantMessages(t, peer, "7", "9")
 }
 
+// receive reads n messages, or fewer if peer is closed.
+func receive(peer *net.UnixConn, n int) <-chan []string {
+	received := make(chan []string, 1)
+	go func() {
+		var got []string
+		buf := make([]byte, 2048)
+		for len(got) < n {
+			size, err := peer.Read(buf)
+			if err != nil {
+				break
+			}
+			got = append(got, string(buf[:size]))
+		}
+		received <- got
+	}()
+	return received
+}
+
 // A daemon that reads nothing costs a bounded time. What it got before it got
 // stuck is not sent again.
 func TestSyslogIsStuck(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 
 	const batch = 2048 // more than any queue of datagrams holds
 	var events []detector.Event
@@ -150,19 +171,7 @@ func TestSyslogIsStuck(t *testing.T) {
 		t.Fatalf("Deliver = %v after %v, want %v after %v", err, took, os.ErrDeadlineExceeded, syslogPatience)
 	}
 
-	received := make(chan []string)
-	go func() {
-		var got []string
-		buf := make([]byte, 2048)
-		for len(got) < batch {
-			n, err := peer.Read(buf)
-			if err != nil {
-				break
-			}
-			got = append(got, string(buf[:n]))
-		}
-		received <- got
-	}()
+	received := receive(peer, batch)
 	mustDeliver(t, s, events)
 	got := <-received
 	for i, msg := range got {
@@ -183,7 +192,7 @@ func TestSyslogOverAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	mustDeliver(t, s, probes(1, 7))
 	peer, err := listener.Accept()
 	if err != nil {
@@ -199,6 +208,60 @@ func TestSyslogOverAStream(t *testing.T) {
 	}
 	if want := message("1") + "\n" + message("7") + "\n"; string(got) != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// alert returns the messages about a SYN with IP options to a port, in the lines
+// of PortSentry 1.2.
+func alert(port string) []string {
+	const head = "<29>Nov  2 07:44:33 portsentry[1234]: attackalert: "
+	return []string{
+		head + "TCP SYN/Normal scan from host: 203.0.113.7/203.0.113.7 to TCP port: " + port,
+		head + "Packet from host: 203.0.113.7/203.0.113.7 to TCP port: " + port +
+			" has IP options set (detection avoidance technique).",
+		head + "Ignoring TCP response per configuration file setting.",
+	}
+}
+
+// Each line of PortSentry 1.2 is a message, and none is sent twice if the daemon
+// gets stuck between those about one probe.
+func TestSyslogOfPortSentry1(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	peer := listen(t, socket)
+	s := newSyslog(t, socket, PortSentry1)
+	const batch = 1024 // with three messages each, more than any queue of datagrams holds
+	var events []detector.Event
+	var want []string
+	for port := range uint16(batch) {
+		ev := probe(port + 1)
+		ev.Probe.IPOptions = detector.True
+		events = append(events, started, outcomes["ignored"].probe(port+1), ev)
+		want = append(want, alert(strconv.Itoa(int(port)+1))...)
+	}
+	for i := range events {
+		events[i].Sequence = uint64(i) + 1
+	}
+
+	// With room for one message more each time, it gets stuck after each of the
+	// lines about one probe.
+	var got []string
+	buf := make([]byte, 2048)
+	for range 4 {
+		hurried, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		if err := s.Deliver(hurried, events); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("Deliver = %v, want %v", err, os.ErrDeadlineExceeded)
+		}
+		cancel()
+		got = append(got, string(buf[:pending(t, peer, buf)]))
+	}
+	rest := receive(peer, len(want)-len(got))
+	mustDeliver(t, s, events)
+	got = append(got, <-rest...)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("messages (-want +got)\n%s", diff)
+	}
+	if n := pending(t, peer, buf); n > 0 {
+		t.Errorf("one message too many: %q", buf[:n])
 	}
 }
 
@@ -236,7 +299,7 @@ func TestSyslogToRsyslogd(t *testing.T) {
 		}
 	})
 
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	nettest.WaitFor(t, "rsyslogd's socket", func() bool {
 		return s.Deliver(t.Context(), []detector.Event{started}) == nil
 	})
@@ -257,7 +320,7 @@ func TestSyslogAllocatesNothing(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
 	go func() { _, _ = io.Copy(io.Discard, peer) }()
-	s := newSyslog(t, socket)
+	s := newSyslog(t, socket, PortSentry2)
 	mustDeliver(t, s, probes(1))
 	few, many := probes(1), probes(1, 2, 3, 4, 5, 6, 7, 8)
 	allocations := func(events []detector.Event) float64 {

@@ -113,8 +113,18 @@ type Log struct {
 	History   string // append a record of each to this file; default none
 	Resolve   bool   // look up the name of a source; default false
 
+	Format        LineFormat    // of the lines, but not of the records; default LinesPortSentry2
 	HistoryFormat HistoryFormat // of the records; default HistoryPortSentry2
 }
+
+// LineFormat is the form of the lines on standard output and in syslog.
+type LineFormat string
+
+// The forms of lines.
+const (
+	LinesPortSentry2 LineFormat = "portsentry2" // PortSentry 2's
+	LinesPortSentry1 LineFormat = "portsentry1" // PortSentry 1.2's, for the log readers that know them
+)
 
 // HistoryFormat is the form of the records in the history file.
 type HistoryFormat string
@@ -170,6 +180,7 @@ func (c *Config) fillDefaults() {
 	c.Ban.TCP = cmp.Or(c.Ban.TCP, ReactOff)
 	c.Ban.UDP = cmp.Or(c.Ban.UDP, ReactOff)
 	c.Log.SyslogTag = cmp.Or(c.Log.SyslogTag, DefaultSyslogTag)
+	c.Log.Format = cmp.Or(c.Log.Format, LinesPortSentry2)
 	c.Log.HistoryFormat = cmp.Or(c.Log.HistoryFormat, HistoryPortSentry2)
 }
 

@@ -92,7 +92,7 @@ func TestDefault(t *testing.T) {
 		Interfaces: []string{AllInterfaces},
 		Detect:     Detect{TCPPorts: c.Detect.TCPPorts, UDPPorts: c.Detect.UDPPorts},
 		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff},
-		Log:        Log{SyslogTag: DefaultSyslogTag, HistoryFormat: HistoryPortSentry2},
+		Log:        Log{SyslogTag: DefaultSyslogTag, Format: LinesPortSentry2, HistoryFormat: HistoryPortSentry2},
 	}
 	if diff := cmp.Diff(want, c, comparePorts); diff != "" {
 		t.Errorf("Default() (-want +got):\n%s", diff)

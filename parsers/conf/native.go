@@ -42,6 +42,7 @@ var nativeKeys = map[string]setter{
 	"log.syslog":         when(func(c *Config) *bool { return &c.Log.Syslog }),
 	"log.syslog_tag":     text(func(c *Config) *string { return &c.Log.SyslogTag }),
 	"log.history":        text(func(c *Config) *string { return &c.Log.History }),
+	"log.format":         text(func(c *Config) *LineFormat { return &c.Log.Format }),
 	"log.history_format": text(func(c *Config) *HistoryFormat { return &c.Log.HistoryFormat }),
 	"log.resolve":        when(func(c *Config) *bool { return &c.Log.Resolve }),
 

@@ -201,7 +201,7 @@ func (f *portSentry1File) entry(place Place, rest string) {
 func (f *portSentry1File) config(words []ModeWord) Config {
 	c := Config{
 		Interfaces: []string{AllInterfaces},
-		Log:        Log{NoStdout: true, Syslog: true, SyslogTag: "portsentry", HistoryFormat: HistoryPortSentry1},
+		Log:        Log{NoStdout: true, Syslog: true, SyslogTag: "portsentry", Format: LinesPortSentry1, HistoryFormat: HistoryPortSentry1},
 	}
 	f.require("BLOCKED_FILE", "HISTORY_FILE", "IGNORE_FILE")
 	f.wantTrigger()

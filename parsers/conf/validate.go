@@ -29,6 +29,9 @@ func (c *Config) validate(d *diagnosis) {
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
 	}
+	if !slices.Contains(lineFormats, c.Log.Format) {
+		d.fault(d.at("log.format"), `%q is no form of lines; use "portsentry2" or "portsentry1"`, c.Log.Format)
+	}
 	if !slices.Contains(historyFormats, c.Log.HistoryFormat) {
 		d.fault(d.at("log.history_format"), `%q is no form of history; use "portsentry2" or "portsentry1"`, c.Log.HistoryFormat)
 	}
@@ -48,6 +51,8 @@ func (c *Config) validate(d *diagnosis) {
 		d.fault(d.at("detect"), `no trap ports; set tcp_ports or udp_ports ("portsnare config default" prints lists to start from)`)
 	}
 }
+
+var lineFormats = []LineFormat{LinesPortSentry2, LinesPortSentry1}
 
 var historyFormats = []HistoryFormat{HistoryPortSentry2, HistoryPortSentry1}
 

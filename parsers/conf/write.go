@@ -38,6 +38,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.pairIf(c.Log.NoStdout, "stdout", false)
 	w.pairIf(c.Log.Syslog, "syslog", true)
 	w.textUnless("syslog_tag", c.Log.SyslogTag, DefaultSyslogTag)
+	w.textUnless("format", string(c.Log.Format), string(LinesPortSentry2))
 	w.textUnless("history", c.Log.History, "")
 	w.textUnless("history_format", string(c.Log.HistoryFormat), string(HistoryPortSentry2))
 	w.pairIf(c.Log.Resolve, "resolve", true)
