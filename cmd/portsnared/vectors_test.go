@@ -170,7 +170,9 @@ func TestDetectionVectors(t *testing.T) {
 	last := crafted{from: scanner.IPv4, to: target.IPv4}.tcp(detector.SYN)
 	wire.send(t, last, lastPort)
 	daemon.Stdout.WaitLine(t, fmt.Sprintf("port: [%d]", lastPort))
-	stopWithin(t, daemon, unhurried)
+	if err := daemon.Stop(t); err != nil {
+		t.Errorf("portsnared ended with %v, want status 0", err)
+	}
 
 	got := linesByPort(t, daemon.Stdout.Lines())
 	delete(got, lastPort)
