@@ -80,8 +80,9 @@ func stopWithin(t *testing.T, p *nettest.Process, limit time.Duration) {
 	}
 }
 
-// unhurried is a limit for tests that run in parallel on a busy machine.
-const unhurried = 5 * time.Second
+// unhurried is a limit for tests that run in parallel on a busy machine, where
+// the kernel takes seconds to tear down many network namespaces at once.
+const unhurried = 20 * time.Second
 
 // Not in parallel, so that the time is the daemon's own.
 func TestStopTakesUnderASecond(t *testing.T) {
