@@ -38,7 +38,7 @@ const (
 func alertOf(ev *detector.Event) Alert {
 	s := scanOf(ev)
 	a := Alert{
-		Source:    s.Source.WithZone(""),
+		Source:    s.Source,
 		Proto:     s.Proto,
 		Port:      s.Port,
 		Technique: s.Technique,
