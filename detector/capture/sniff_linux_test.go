@@ -36,12 +36,57 @@ func onePort(port uint16) detector.PortSet {
 	return detector.NewPortSet(detector.PortRange{First: port, Last: port})
 }
 
-// A sniffing is a running Sniff on a test host.
-type sniffing struct {
-	*PacketSocket
+// An observing is a capture function that runs in the background of a test.
+type observing struct {
 	probes chan detector.Probe
 	cancel context.CancelFunc
 	ended  chan error
+}
+
+// observeInBackground runs f with an observer that keeps the probes and answers with
+// decision. Whoever starts it cancels it and waits for its end.
+func observeInBackground(decision detector.Decision, f func(context.Context, Observer) error) *observing {
+	w := &observing{probes: make(chan detector.Probe, 1<<16), ended: make(chan error, 1)}
+	var ctx context.Context
+	ctx, w.cancel = context.WithCancel(context.Background())
+	go func() {
+		w.ended <- f(ctx, func(p detector.Probe) detector.Decision {
+			w.probes <- p
+			return decision
+		})
+	}()
+	return w
+}
+
+// wait returns what the capture function returned.
+func (w *observing) wait(t testing.TB) error {
+	t.Helper()
+	select {
+	case err := <-w.ended:
+		w.ended <- err // for the next one to ask
+		return err
+	case <-time.After(patience):
+		t.Fatal("capture has not ended")
+		return nil
+	}
+}
+
+// next returns the next probe.
+func (w *observing) next(t testing.TB) detector.Probe {
+	t.Helper()
+	select {
+	case p := <-w.probes:
+		return p
+	case <-time.After(patience):
+		t.Fatalf("no probe within %v", patience)
+		return detector.Probe{}
+	}
+}
+
+// A sniffing is a running Sniff on a test host.
+type sniffing struct {
+	*PacketSocket
+	*observing
 }
 
 // startSniffing sniffs on host until the test ends.
@@ -54,21 +99,16 @@ func startSniffing(t testing.TB, host *nettest.Host, names ...string) *sniffing 
 func startSniffingWith(t testing.TB, host *nettest.Host, cfg SniffConfig) *sniffing {
 	t.Helper()
 	cfg.TCP, cfg.UDP = onePort(trapTCP), onePort(trapUDP)
-	s := &sniffing{probes: make(chan detector.Probe, 1<<16), ended: make(chan error, 1)}
+	s := new(sniffing)
 	host.Do(t, func() {
 		var err error
 		if s.PacketSocket, err = Open(cfg); err != nil {
 			t.Fatal(err)
 		}
 	})
-	var ctx context.Context
-	ctx, s.cancel = context.WithCancel(context.Background())
-	go func() {
-		s.ended <- Sniff(ctx, s.PacketSocket, func(p detector.Probe) detector.Decision {
-			s.probes <- p
-			return detector.Decision{}
-		})
-	}()
+	s.observing = observeInBackground(detector.Decision{}, func(ctx context.Context, observe Observer) error {
+		return Sniff(ctx, s.PacketSocket, observe)
+	})
 	t.Cleanup(func() {
 		s.cancel()
 		if err := s.wait(t); err != nil {
@@ -79,31 +119,6 @@ func startSniffingWith(t testing.TB, host *nettest.Host, cfg SniffConfig) *sniff
 		}
 	})
 	return s
-}
-
-// wait returns what Sniff returned.
-func (s *sniffing) wait(t testing.TB) error {
-	t.Helper()
-	select {
-	case err := <-s.ended:
-		s.ended <- err // for the next one to ask
-		return err
-	case <-time.After(patience):
-		t.Fatal("Sniff has not ended")
-		return nil
-	}
-}
-
-// next returns the next probe.
-func (s *sniffing) next(t testing.TB) detector.Probe {
-	t.Helper()
-	select {
-	case p := <-s.probes:
-		return p
-	case <-time.After(patience):
-		t.Fatalf("no probe within %v; %+v", patience, s.Stats())
-		return detector.Probe{}
-	}
 }
 
 // An injector sends frames over the scanner's wire to the target.

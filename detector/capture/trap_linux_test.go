@@ -27,9 +27,7 @@ import (
 // A trapping is a running Trap on a test host.
 type trapping struct {
 	*Traps
-	probes chan detector.Probe
-	cancel context.CancelFunc
-	ended  chan error
+	*observing
 }
 
 var trapPorts = detector.NewPortSet(detector.PortRange{First: 11, Last: 12})
@@ -55,15 +53,10 @@ func openTraps(t testing.TB, host *nettest.Host, cfg TrapConfig) *Traps {
 
 func serveTraps(t testing.TB, traps *Traps) *trapping {
 	t.Helper()
-	s := &trapping{Traps: traps, probes: make(chan detector.Probe, 1<<16), ended: make(chan error, 1)}
-	var ctx context.Context
-	ctx, s.cancel = context.WithCancel(context.Background())
-	go func() {
-		s.ended <- Trap(ctx, s.Traps, func(p detector.Probe) detector.Decision {
-			s.probes <- p
-			return detector.Decision{Banner: true}
-		})
-	}()
+	s := &trapping{Traps: traps}
+	s.observing = observeInBackground(detector.Decision{Banner: true}, func(ctx context.Context, observe Observer) error {
+		return Trap(ctx, s.Traps, observe)
+	})
 	t.Cleanup(func() {
 		s.cancel()
 		if err := s.wait(t); err != nil && !errors.Is(err, os.ErrClosed) {
@@ -74,30 +67,6 @@ func serveTraps(t testing.TB, traps *Traps) *trapping {
 		}
 	})
 	return s
-}
-
-// wait returns what Trap returned.
-func (s *trapping) wait(t testing.TB) error {
-	t.Helper()
-	select {
-	case err := <-s.ended:
-		s.ended <- err // for the next one to ask
-		return err
-	case <-time.After(patience):
-		t.Fatal("Trap has not ended")
-		return nil
-	}
-}
-
-func (s *trapping) next(t testing.TB) detector.Probe {
-	t.Helper()
-	select {
-	case p := <-s.probes:
-		return p
-	case <-time.After(patience):
-		t.Fatalf("no probe within %v; %+v", patience, s.Stats())
-		return detector.Probe{}
-	}
 }
 
 // dial opens a connection, or a connected UDP socket, from host.
