@@ -18,13 +18,13 @@ import (
 // which Linux accepts). So gopacket's DecodingLayerParser drives layers of our
 // own; only the UDP header is decoded by the stock one.
 //
-// It refuses the lengths, checksums and sources that Linux refuses, but sees a
-// little more than Linux hands to TCP and UDP. Of IP options and extension
-// headers it checks the lengths alone, so that a source route, an IPv6 option
-// that asks to be discarded, or an AH, mobility, HIP or shim6 header does not
-// hide a probe; and fragments count as soon as they show port and flags, even
-// if the others never come.
-// Whoever sends such things to a trap port is no ordinary client.
+// It refuses the lengths and checksums that Linux refuses, and sources that
+// nobody can have, but sees a little more than Linux hands to TCP and UDP. Of IP
+// options and extension headers it checks the lengths alone, so that a source
+// route, an IPv6 option that asks to be discarded, or an AH, mobility, HIP or
+// shim6 header does not hide a probe; and fragments count as soon as they show
+// port and flags, even if the others never come. Whoever sends such things to a
+// trap port is no ordinary client.
 //
 // Nor does a forged source hide a probe: a loopback address off the wire, or
 // one of the host's own, is reported on purpose. Such sources must never be
@@ -331,8 +331,9 @@ func (l ipv6Layer) DecodeFromBytes(data []byte, _ gopacket.DecodeFeedback) error
 	l.ttl = data[7]
 	l.source = netip.AddrFrom16([16]byte(data[8:24]))
 	l.target = netip.AddrFrom16([16]byte(data[24:40]))
-	// An IPv4-mapped source on the wire would frame an IPv4 host; Linux drops
-	// it too (RFC 4942, section 2.2).
+	// An IPv4-mapped source on the wire would frame an IPv4 host (RFC 4942,
+	// section 2.2). This is the one thing that some Linux versions answer and
+	// that is refused here: better to miss a neighbour's scan than to accuse.
 	if s := l.source; s.IsUnspecified() || s.IsMulticast() || s.Is4In6() {
 		return dropBadSource
 	}
