@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // An Engine turns probes into decisions. It is safe for concurrent use.
@@ -11,8 +12,9 @@ type Engine struct {
 	policy atomic.Pointer[Policy]
 	stats  engineStats
 
-	mu      sync.Mutex
-	sources counter // guarded by mu
+	mu       sync.Mutex
+	sources  counter   // guarded by mu
+	services allowance // guarded by mu; of events about packets for services
 }
 
 type engineStats struct {
@@ -73,7 +75,7 @@ func (e *Engine) Observe(p Probe) Decision {
 	}
 	if !trapped && policy.InUse != nil && policy.InUse(p.Proto, p.Target) {
 		e.stats.inUse.Add(1)
-		return Decision{}
+		return e.service(policy, &p)
 	}
 
 	d := Decision{Report: true}
@@ -82,6 +84,39 @@ func (e *Engine) Observe(p Probe) Decision {
 	d.Event.At = p.At
 	d.Event.Probe = p
 	return d
+}
+
+// servicesPerSecond bounds the events about packets for services. Their clients
+// are most of them, and every client of a busy service would be one.
+const servicesPerSecond = 10
+
+// service returns the decision about a packet for a port that a service holds.
+func (e *Engine) service(policy *Policy, p *Probe) Decision {
+	if !policy.TellServices {
+		return Decision{}
+	}
+	e.mu.Lock()
+	allowed := e.services.take(p.At, servicesPerSecond)
+	e.mu.Unlock()
+	if !allowed {
+		return Decision{}
+	}
+	return Decision{Report: true, Event: Event{Action: ServiceReached, At: p.At, Probe: *p}}
+}
+
+// An allowance lets through so many things in each second.
+type allowance struct {
+	second int64 // since 1970
+	taken  int   // in it
+}
+
+// take reports whether one more thing is allowed at a time.
+func (a *allowance) take(at time.Time, perSecond int) bool {
+	if second := at.Unix(); second != a.second {
+		*a = allowance{second: second}
+	}
+	a.taken++
+	return a.taken <= perSecond
 }
 
 // classic fills in the outcome of a reportable probe as PortSentry 2.0.7 does.
@@ -109,6 +144,7 @@ func (e *Engine) classic(policy *Policy, p *Probe, d *Decision) {
 			Evidence: evidence(p.Proof),
 			Reason:   "probe to a trap port",
 			Origin:   "portsnare",
+			Probe:    *p,
 		}
 	}
 }

@@ -251,3 +251,37 @@ func BenchmarkObserve(b *testing.B) {
 		})
 	}
 }
+
+// PortSentry 2 has a line for each packet that a service takes. Each client
+// would make one, so a few a second are enough.
+func TestServicesAreToldOfIfAskedFor(t *testing.T) {
+	policy := trapPolicy()
+	policy.InUse = func(Proto, netip.AddrPort) bool { return true }
+	policy.TellServices = true
+	e := New(policy)
+	p := probe("192.0.2.1:40000", "198.51.100.1:11")
+	reported := func(n int) (count int) {
+		for range n {
+			d := e.Observe(p)
+			if !d.Report {
+				continue
+			}
+			count++
+			if ev := d.Event; ev.Action != ServiceReached || ev.IsProbe() || ev.Probe != p || ev.At != p.At || d.Ban != nil || d.Banner {
+				t.Errorf("decision = %+v", d)
+			}
+		}
+		return count
+	}
+	if got := reported(1000); got != servicesPerSecond {
+		t.Errorf("%d events for 1000 packets in a second, want %d", got, servicesPerSecond)
+	}
+	p.At = p.At.Add(time.Second)
+	if got := reported(1); got != 1 {
+		t.Errorf("%d events for a packet a second later, want 1", got)
+	}
+	p.Target = netip.MustParseAddrPort("198.51.100.1:12")
+	if got := reported(1); got != 0 {
+		t.Errorf("%d events for a packet to another service, want none", got)
+	}
+}

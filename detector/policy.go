@@ -26,6 +26,10 @@ type Policy struct {
 	// renews what it knows.
 	InUse func(proto Proto, target netip.AddrPort) bool
 
+	// TellServices asks for a ServiceReached event for packets that InUse holds
+	// back, ten a second at the most: PortSentry 2 has a line for each.
+	TellServices bool
+
 	// SkipLocalCheck acts also on probes whose source is their own target
 	// (PortSentry's -L).
 	SkipLocalCheck bool
