@@ -24,8 +24,17 @@ type TrapConfig struct {
 	// grants it. Empty means that connections are closed at once.
 	Banner []byte
 
+	// AcceptFailed is told of connections that ended before they were accepted,
+	// so that nobody knows whose they were: the port, and what accept returned
+	// (a [syscall.Errno]). It is called at most ten times a second,
+	// like the observer, from the same goroutine. It may be nil.
+	AcceptFailed func(port uint16, err error)
+
 	Log *logrus.Entry // nil means silence
 }
+
+// maxAcceptReports bounds the reports a second of connections that vanished.
+const maxAcceptReports = 10
 
 // MaxBanner is the length of the longest banner in bytes. A connection that was
 // just made takes so much without waiting for its peer.
@@ -41,7 +50,11 @@ type Traps struct {
 	log      *logrus.Entry
 	banner   []byte
 	tcp, udp detector.PortSet // held
-	waker    *os.File         // an eventfd; what is written to it ends a wait
+	refused  []RefusedPort
+
+	acceptFailed func(port uint16, err error) // never nil
+
+	waker *os.File // an eventfd; what is written to it ends a wait
 
 	closed atomic.Bool
 	stats  trapCounters
@@ -68,13 +81,30 @@ type trapCounters struct {
 	accepted, datagrams, lost, sentToMany, cutShort, bannerTimeouts, bannersHeld, acceptFailures atomic.Uint64
 }
 
+// A RefusedPort is a trap port that the kernel would not give.
+type RefusedPort struct {
+	Proto detector.Proto
+	Port  uint16
+	Err   error // wraps a [syscall.Errno]: EADDRINUSE where a service has it
+}
+
+// A NoTrapsError tells that not one of the trap ports could be had.
+type NoTrapsError struct {
+	Refused []RefusedPort // all of them, as from [Traps.Refused]
+}
+
+// Error returns the text for an administrator.
+func (*NoTrapsError) Error() string {
+	return "services have all the trap ports; choose others"
+}
+
 // OpenTraps binds the trap ports in the network namespace of the calling
 // thread. Ports below 1024 need CAP_NET_BIND_SERVICE; nothing after it needs a
 // privilege. Connections and datagrams are collected from now on, so [Trap]
 // should follow soon.
 //
-// A port that a service has is left to it, with one warning for all such ports
-// of a protocol; it is an error if nothing is left. Each port takes a
+// A port that a service has is left to it, and told by [Traps.Refused]; if
+// nothing is left, the error wraps a [*NoTrapsError]. Each port takes a
 // descriptor, for which OpenTraps raises the process's soft limit.
 func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 	switch {
@@ -89,7 +119,10 @@ func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 	if err := raiseDescriptorLimit(cfg.TCP.Len() + cfg.UDP.Len() + spareDescriptors); err != nil {
 		return nil, fmt.Errorf("open traps: %w", err)
 	}
-	t := &Traps{log: cfg.Log, banner: cfg.Banner, epoll: -1, lost: make(map[uint16]uint32)}
+	if cfg.AcceptFailed == nil {
+		cfg.AcceptFailed = func(uint16, error) {}
+	}
+	t := &Traps{log: cfg.Log, banner: cfg.Banner, acceptFailed: cfg.AcceptFailed, epoll: -1, lost: make(map[uint16]uint32)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -105,7 +138,7 @@ func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 		return nil, fmt.Errorf("open traps: %w", err)
 	}
 	if len(t.sockets) == 0 {
-		return nil, errors.New("open traps: services have all the trap ports; choose others")
+		return nil, fmt.Errorf("open traps: %w", &NoTrapsError{Refused: t.refused})
 	}
 	t.warnOfEphemeralPorts()
 	return t, nil
@@ -125,7 +158,7 @@ func (t *Traps) openPoller() (err error) {
 
 // hold listens on ports and returns those that it got.
 func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.PortSet, error) {
-	var held, taken []detector.PortRange
+	var held []detector.PortRange
 	kind := trapTCP4Or6
 	if proto == detector.UDP {
 		kind = trapUDP4Or6
@@ -135,7 +168,7 @@ func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.Por
 			one := detector.PortRange{First: uint16(port), Last: uint16(port)}
 			fd, err := listenTrap(proto, one.First)
 			if errors.Is(err, unix.EADDRINUSE) {
-				taken = append(taken, one)
+				t.refused = append(t.refused, RefusedPort{Proto: proto, Port: one.First, Err: err})
 				continue
 			}
 			if err != nil {
@@ -148,15 +181,15 @@ func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.Por
 			held = append(held, one)
 		}
 	}
-	if len(taken) > 0 {
-		t.log.WithFields(logrus.Fields{"proto": proto, "ports": detector.NewPortSet(taken...)}).
-			Warn("trap ports are in use and left to whoever has them")
-	}
 	return detector.NewPortSet(held...), nil
 }
 
 // Ports returns the trap ports that are held.
 func (t *Traps) Ports() (tcp, udp detector.PortSet) { return t.tcp, t.udp }
+
+// Refused returns the trap ports that services have, TCP before UDP and lowest
+// first. OpenTraps logs nothing of them. The caller must not change them.
+func (t *Traps) Refused() []RefusedPort { return t.refused }
 
 // Stats returns the counters.
 func (t *Traps) Stats() TrapStats {

@@ -398,26 +398,90 @@ func TestPortsInUseAreLeftToTheirServices(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
 	target.Listen(t, "tcp", 11)
 	target.Listen(t, "udp", 12)
-	log, hook := logrustest.NewNullLogger()
-	s := startTrapping(t, target, TrapConfig{TCP: trapPorts, UDP: trapPorts, Log: logrus.NewEntry(log)})
+	s := startTrapping(t, target, TrapConfig{TCP: trapPorts, UDP: trapPorts})
 	if tcp, udp := s.Ports(); tcp.String() != "12" || udp.String() != "11" {
 		t.Errorf("holds TCP %v and UDP %v, want 12 and 11", tcp, udp)
 	}
-	var warnings []string
-	for _, e := range hook.AllEntries() {
-		warnings = append(warnings, fmt.Sprintf("%v %v %v: %s", e.Level, e.Data["proto"], e.Data["ports"], e.Message))
-	}
-	want := []string{
-		"warning TCP 11: trap ports are in use and left to whoever has them",
-		"warning UDP 12: trap ports are in use and left to whoever has them",
-	}
-	if !slices.Equal(warnings, want) {
-		t.Errorf("warnings %q, want %q", warnings, want)
+	want := []string{"TCP 11: address already in use", "UDP 12: address already in use"}
+	if got := refusals(s.Refused()); !slices.Equal(got, want) {
+		t.Errorf("refused %q, want %q", got, want)
 	}
 	// A probe of the one behind the other is not taken for it, as in PortSentry 1.2.
 	dial(t, scanner, "tcp", target.IPv4, 12)
 	if got := s.next(t).Target.Port(); got != 12 {
 		t.Errorf("probe of port %d, want 12", got)
+	}
+}
+
+// refusals returns each port with the kernel's reason.
+func refusals(refused []RefusedPort) (all []string) {
+	for _, r := range refused {
+		var reason syscall.Errno
+		errors.As(r.Err, &reason)
+		all = append(all, fmt.Sprintf("%v %d: %v", r.Proto, r.Port, reason))
+	}
+	return all
+}
+
+func TestServicesHaveAllTrapPorts(t *testing.T) {
+	t.Parallel()
+	_, target := nettest.NewPair(t)
+	target.Listen(t, "tcp", 11)
+	target.Listen(t, "tcp", 12)
+	var err error
+	target.Do(t, func() { _, err = OpenTraps(TrapConfig{TCP: trapPorts}) })
+	var none *NoTrapsError
+	if !errors.As(err, &none) {
+		t.Fatalf("OpenTraps: %v, want a NoTrapsError", err)
+	}
+	want := []string{"TCP 11: address already in use", "TCP 12: address already in use"}
+	if got := refusals(none.Refused); !slices.Equal(got, want) {
+		t.Errorf("refused %q, want %q", got, want)
+	}
+}
+
+// On Linux no peer can make accept fail at will, so this is told what it would
+// have returned.
+func TestConnectionsThatVanishAreReported(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // so that a shortage does not make it rest
+	for name, tt := range map[string]struct {
+		err  error
+		want int
+	}{
+		"peer went":       {unix.ECONNABORTED, maxAcceptReports},
+		"protocol error":  {unix.EPROTO, maxAcceptReports},
+		"no descriptors":  {unix.EMFILE, 0},
+		"files of others": {unix.ENFILE, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := 0
+			s := newTrapServer(&Traps{log: silentLog(), acceptFailed: func(port uint16, err error) {
+				got++
+				if port != 11 || !errors.Is(err, tt.err) {
+					t.Errorf("told of port %d, %v; want 11, %v", port, err, tt.err)
+				}
+			}}, nil)
+			for range 2 * maxAcceptReports {
+				s.failedToAccept(ctx, 11, tt.err)
+			}
+			if failures := s.Stats().AcceptFailures; got != tt.want || failures != 2*maxAcceptReports {
+				t.Errorf("told %d times of %d failures, want %d of %d", got, failures, tt.want, 2*maxAcceptReports)
+			}
+		})
+	}
+}
+
+func TestRateLimitIsForASecond(t *testing.T) {
+	var l rateLimit
+	now := time.Now()
+	for i, step := range []struct {
+		after time.Duration
+		want  bool
+	}{{0, true}, {0, true}, {999 * time.Millisecond, false}, {time.Second, true}, {1500 * time.Millisecond, true}, {1999 * time.Millisecond, false}} {
+		if got := l.allow(now.Add(step.after), 2); got != step.want {
+			t.Errorf("step %d, after %v: allow = %v, want %v", i, step.after, got, step.want)
+		}
 	}
 }
 

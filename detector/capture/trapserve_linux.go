@@ -32,6 +32,7 @@ type trapServer struct {
 	lingerers lingerers
 	answers   answers
 	warned    logLimit
+	vanished  rateLimit // of reports
 	events    [trapEvents]unix.EpollEvent
 	control   [256]byte // for control messages
 	data      [2048]byte
@@ -83,7 +84,7 @@ func (s *trapServer) accept(ctx context.Context, listener int, port uint16) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			s.acceptFailed(ctx, port, err)
+			s.failedToAccept(ctx, port, err)
 			if isShortage(err) {
 				return
 			}
@@ -94,7 +95,7 @@ func (s *trapServer) accept(ctx context.Context, listener int, port uint16) {
 	}
 }
 
-func (s *trapServer) acceptFailed(ctx context.Context, port uint16, err error) {
+func (s *trapServer) failedToAccept(ctx context.Context, port uint16, err error) {
 	now := time.Now()
 	s.stats.acceptFailures.Add(1)
 	if s.warned.allow(now) {
@@ -102,7 +103,25 @@ func (s *trapServer) acceptFailed(ctx context.Context, port uint16, err error) {
 	}
 	if isShortage(err) {
 		pause(ctx, acceptPause)
+		return
 	}
+	if s.vanished.allow(now, maxAcceptReports) {
+		s.acceptFailed(port, err)
+	}
+}
+
+// A rateLimit lets through so many a second. It is not safe for concurrent use.
+type rateLimit struct {
+	second time.Time // when it began
+	passed int       // in it
+}
+
+func (l *rateLimit) allow(now time.Time, most int) bool {
+	if now.Sub(l.second) >= time.Second {
+		*l = rateLimit{second: now}
+	}
+	l.passed++
+	return l.passed <= most
 }
 
 func isShortage(err error) bool {
