@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -34,6 +35,8 @@ type link struct {
 	// member says that the interface belongs to a bridge, bond or team: its
 	// frames come again from the master. A VRF's do not.
 	member bool
+
+	addrs []netip.Addr // its own, as the kernel lists them, without zones
 }
 
 // isLocal reports whether a packet that arrived on l is for this host rather
@@ -49,23 +52,27 @@ func (v *hostView) isLocal(addr netip.Addr, l link) bool {
 	return ok
 }
 
+// inOrder returns the interfaces as the kernel numbers them.
+func (v *hostView) inOrder() []link {
+	links := make([]link, 0, len(v.links))
+	for _, index := range slices.Sorted(maps.Keys(v.links)) {
+		links = append(links, v.links[index])
+	}
+	return links
+}
+
 // String lists the interfaces: "lo (up), eth0 (down)".
 func (v *hostView) String() string {
 	if len(v.links) == 0 {
 		return "no interfaces"
 	}
-	indexes := make([]int, 0, len(v.links))
-	for i := range v.links {
-		indexes = append(indexes, i)
-	}
-	slices.Sort(indexes)
 	var b strings.Builder
-	for n, i := range indexes {
-		if n > 0 {
+	for i, l := range v.inOrder() {
+		if i > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(v.links[i].name)
-		if v.links[i].up {
+		b.WriteString(l.name)
+		if l.up {
 			b.WriteString(" (up)")
 		} else {
 			b.WriteString(" (down)")
@@ -184,7 +191,7 @@ func (v *hostView) addLink(info []byte, attributes *netlink.AttributeDecoder) er
 }
 
 // addAddress takes one struct ifaddrmsg.
-func (v *hostView) addAddress(_ []byte, attributes *netlink.AttributeDecoder) error {
+func (v *hostView) addAddress(info []byte, attributes *netlink.AttributeDecoder) error {
 	var local, address netip.Addr
 	for attributes.Next() {
 		switch attributes.Type() {
@@ -199,6 +206,11 @@ func (v *hostView) addAddress(_ []byte, attributes *netlink.AttributeDecoder) er
 	}
 	if address.IsValid() {
 		v.addresses[address] = struct{}{}
+		index := int(binary.NativeEndian.Uint32(info[4:]))
+		if l, known := v.links[index]; known {
+			l.addrs = append(l.addrs, address)
+			v.links[index] = l
+		}
 	}
 	return attributes.Err()
 }

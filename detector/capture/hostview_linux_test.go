@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/sirupsen/logrus"
 	logtest "github.com/sirupsen/logrus/hooks/test"
 
@@ -43,6 +44,14 @@ func (v *hostView) named(name string) link {
 	return link{}
 }
 
+func addrs(texts ...string) []netip.Addr {
+	var addrs []netip.Addr
+	for _, text := range texts {
+		addrs = append(addrs, netip.MustParseAddr(text))
+	}
+	return addrs
+}
+
 func TestHostView(t *testing.T) {
 	_, target := nettest.NewPair(t)
 	for _, command := range []string{
@@ -59,14 +68,14 @@ func TestHostView(t *testing.T) {
 	}
 
 	links := []link{
-		{name: "lo", up: true, loopback: true},
-		{name: "eth0", up: true},
+		{name: "lo", up: true, loopback: true, addrs: addrs("127.0.0.1", "::1")},
+		{name: "eth0", up: true, addrs: addrs("192.0.2.2", "2001:db8::2", "fe80::2")},
 		{name: "br0"},
 		{name: "one", member: true},
-		{name: "two"},
+		{name: "two", addrs: addrs("203.0.113.1")},
 	}
 	for _, want := range links {
-		if diff := cmp.Diff(want, view.named(want.name), cmp.AllowUnexported(link{})); diff != "" {
+		if diff := cmp.Diff(want, view.named(want.name), cmp.AllowUnexported(link{}), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 			t.Errorf("link (-want +got):\n%s", diff)
 		}
 	}

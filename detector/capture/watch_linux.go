@@ -41,7 +41,7 @@ func (r interfaceRule) wants(l link) bool {
 // wanted returns the names of the wanted interfaces that are up.
 func (r interfaceRule) wanted(v *hostView) []string {
 	var names []string
-	for _, l := range v.links {
+	for _, l := range v.inOrder() {
 		if l.up && r.wants(l) {
 			names = append(names, l.name)
 		}
