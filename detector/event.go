@@ -1,6 +1,7 @@
 package detector
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 )
@@ -57,6 +58,10 @@ const (
 	ActHostsDeny                // KILL_HOSTS_DENY: a line for TCP wrappers
 	ActCommand                  // KILL_RUN_CMD: any other command
 )
+
+// ErrNoTarget says that a command or line names no source ($TARGET$), so that it
+// cannot ban one.
+var ErrNoTarget = errors.New("no $TARGET$ in it")
 
 // An Act is one thing that a ban output did, or tried, to put a ban in force.
 type Act struct {

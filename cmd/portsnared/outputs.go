@@ -16,6 +16,7 @@ import (
 	"github.com/portsnare/portsnare/outputs/jsonlog"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
 	"github.com/portsnare/portsnare/parsers/conf"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
 
 // An outputSet is the outputs that a configuration asks for and what they
@@ -39,7 +40,7 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	printed := logfile.NewStream(stdout)
 	set.closers = append(set.closers, printed)
 	if !cfg.Log.NoStdout {
-		set.add("stdout", portsentrylog.NewLines(printed, lineFormat(cfg.Log.Format)))
+		set.add("stdout", portsentrylog.NewLines(printed, printed, lineForm(cfg)))
 	}
 	if cfg.Log.History != "" && cfg.Log.History != os.DevNull {
 		history, err := set.file(cfg.Log.History, 0o644)
@@ -50,8 +51,8 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	}
 	if cfg.Log.Syslog {
 		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{
-			Tag:    cfg.Log.SyslogTag,
-			Format: lineFormat(cfg.Log.Format),
+			Tag:  cfg.Log.SyslogTag,
+			Form: lineForm(cfg),
 		})
 		set.closers = append(set.closers, syslog)
 		set.add("syslog", syslog)
@@ -68,11 +69,11 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	return set, nil
 }
 
-func lineFormat(f conf.LineFormat) portsentrylog.Format {
-	if f == conf.LinesPortSentry1 {
-		return portsentrylog.PortSentry1
+func lineForm(cfg conf.Config) portsentrylog.Form {
+	if cfg.Log.Format == conf.LinesPortSentry1 {
+		return logline.PortSentry1{}.AppendLines
 	}
-	return portsentrylog.PortSentry2
+	return logline.PortSentry2{}.AppendLines
 }
 
 func newHistory(format conf.HistoryFormat, file *logfile.File) outputs.Output {

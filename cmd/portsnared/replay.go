@@ -18,6 +18,7 @@ import (
 	"github.com/portsnare/portsnare/outputs/jsonlog"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
 	"github.com/portsnare/portsnare/parsers/conf"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
 
 // replay reports the probes in a capture file. What it prints follows from the
@@ -130,7 +131,7 @@ func replayOutput(o options, w io.Writer) outputs.Output {
 	if o.json {
 		return jsonlog.New(appender{w}, jsonlog.Options{BootID: "replay"})
 	}
-	return portsentrylog.NewLines(appender{w}, portsentrylog.PortSentry2)
+	return portsentrylog.NewLines(appender{w}, appender{w}, logline.PortSentry2{}.AppendLines)
 }
 
 // appender writes records to a writer that may take its time.

@@ -12,6 +12,8 @@ import (
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/logfile"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
 
 var at = time.Date(2026, 11, 2, 7, 44, 33, 659_000_000, time.UTC)
@@ -51,7 +53,8 @@ var started = detector.Event{Sequence: 99, Action: detector.DaemonStarted}
 
 func TestLines(t *testing.T) {
 	var got strings.Builder
-	out := NewLines(logfile.NewStream(&got), PortSentry2)
+	stream := logfile.NewStream(&got)
+	out := NewLines(stream, stream, logline.PortSentry2{}.AppendLines)
 	for _, events := range [][]detector.Event{
 		append(probes(1), started, probe(7)),
 		{started},
@@ -67,31 +70,36 @@ func TestLines(t *testing.T) {
 	}
 }
 
-// PortSentry 1.2 reports in several lines, and says nothing of a probe that leads
-// to nothing.
-func TestLinesOfPortSentry1(t *testing.T) {
-	const (
-		alert    = "attackalert: TCP SYN/Normal scan from host: 203.0.113.7/203.0.113.7 to TCP port: 1\n"
-		ignoring = "attackalert: Ignoring TCP response per configuration file setting.\n"
-	)
-	for name, test := range outcomes {
-		t.Run(name, func(t *testing.T) {
-			want := ""
-			if test.recorded {
-				want = alert
-			}
-			if test.recorded && test.noBlock == detector.True {
-				want += ignoring
-			}
-			var got strings.Builder
-			out := NewLines(logfile.NewStream(&got), PortSentry1)
-			if err := out.Deliver(t.Context(), []detector.Event{started, test.probe(1), started}); err != nil {
-				t.Fatal(err)
-			}
-			if got.String() != want {
-				t.Errorf("got %q, want %q", &got, want)
-			}
-		})
+// What went wrong goes to standard error, as PortSentry 2 does it.
+func TestFaultsGoElsewhere(t *testing.T) {
+	ev := outcomes["the ban failed"].probe(1)
+	var usual, faults strings.Builder
+	out := NewLines(logfile.NewStream(&usual), logfile.NewStream(&faults), logline.PortSentry2{}.AppendLines)
+	if err := out.Deliver(t.Context(), []detector.Event{ev, probe(7)}); err != nil {
+		t.Fatal(err)
+	}
+	const want = "attackalert: Error during target dispose 203.0.113.7/203.0.113.7!\n"
+	if faults.String() != want {
+		t.Errorf("faults are %q, want %q", &faults, want)
+	}
+	if want := strings.Replace(line("1"), "noblock: [true]", "noblock: [false]", 1) + "\n" + line("7") + "\n"; usual.String() != want {
+		t.Errorf("lines are %q, want %q", &usual, want)
+	}
+}
+
+// A closed standard error stops nothing.
+func TestFaultsThatNobodyTakes(t *testing.T) {
+	r, w := io.Pipe()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var usual strings.Builder
+	out := NewLines(logfile.NewStream(&usual), logfile.NewStream(w), logline.PortSentry2{}.AppendLines)
+	if err := out.Deliver(t.Context(), []detector.Event{outcomes["the ban failed"].probe(1)}); err != nil {
+		t.Errorf("Deliver = %v, want nil", err)
+	}
+	if n := strings.Count(usual.String(), "\n"); n != 1 {
+		t.Errorf("%d lines, want 1: %q", n, &usual)
 	}
 }
 
@@ -125,7 +133,7 @@ type outcome struct {
 var outcomes = map[string]outcome{
 	"bans are off":          {detector.False, detector.True, detector.True, detector.False, true},
 	"banned":                {detector.False, detector.True, detector.False, detector.True, true},
-	"the ban failed":        {detector.False, detector.True, detector.False, detector.False, true},
+	"the ban failed":        {detector.False, detector.True, detector.False, detector.False, false},
 	"ignored":               {ignored: detector.True},
 	"below the trigger":     {ignored: detector.False, triggered: detector.False},
 	"from this host itself": {detector.True, detector.True, detector.True, detector.False, false},
@@ -150,7 +158,9 @@ func TestHistory1(t *testing.T) {
 			}
 			var got strings.Builder
 			out := NewHistory1(logfile.NewStream(&got), time.FixedZone("", 3600))
-			if err := out.Deliver(t.Context(), []detector.Event{started, test.probe(1), started}); err != nil {
+			held := test.probe(7)
+			held.Held = true
+			if err := out.Deliver(t.Context(), []detector.Event{started, test.probe(1), held, started}); err != nil {
 				t.Fatal(err)
 			}
 			if got.String() != want {
@@ -166,18 +176,20 @@ func TestLinesReturnTheTargetsError(t *testing.T) {
 	if err := r.CloseWithError(broken); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewLines(logfile.NewStream(w), PortSentry2).Deliver(t.Context(), probes(1)); !errors.Is(err, broken) {
+	stream := logfile.NewStream(w)
+	if err := NewLines(stream, stream, logline.PortSentry2{}.AppendLines).Deliver(t.Context(), probes(1)); !errors.Is(err, broken) {
 		t.Errorf("Deliver = %v, want %v", err, broken)
 	}
 }
 
 func TestDeliverAllocatesNothing(t *testing.T) {
 	events := probes(1, 7, 9, 11)
-	for name, out := range map[string]*Lines{
-		"lines":       NewLines(logfile.NewStream(io.Discard), PortSentry2),
-		"lines 1.2":   NewLines(logfile.NewStream(io.Discard), PortSentry1),
-		"history":     NewHistory(logfile.NewStream(io.Discard), time.Local),
-		"history 1.2": NewHistory1(logfile.NewStream(io.Discard), time.Local),
+	stream := logfile.NewStream(io.Discard)
+	for name, out := range map[string]outputs.Output{
+		"lines":       NewLines(stream, stream, logline.PortSentry2{}.AppendLines),
+		"lines 1.2":   NewLines(stream, stream, logline.PortSentry1{}.AppendLines),
+		"history":     NewHistory(stream, time.Local),
+		"history 1.2": NewHistory1(stream, time.Local),
 	} {
 		if n := testing.AllocsPerRun(100, func() { _ = out.Deliver(t.Context(), events) }); n != 0 {
 			t.Errorf("%s: %v allocations a batch, want none", name, n)

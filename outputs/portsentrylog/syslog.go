@@ -15,11 +15,13 @@ import (
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/stamp"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
 
 const (
-	// priority is facility daemon (3), severity notice (5), as PortSentry's.
-	priority = "<29>"
+	// daemonFacility is the facility of PortSentry's messages, as they add it to
+	// the severity.
+	daemonFacility = 3 << 3
 
 	// syslogStamp is the local time of RFC 3164, which is what every daemon
 	// behind /dev/log understands; RFC 5424 is not.
@@ -34,7 +36,7 @@ const (
 type SyslogOptions struct {
 	Socket string         // default /dev/log
 	Tag    string         // default "portsnare"; readers know lines by it
-	Format Format         // default PortSentry2
+	Form   Form           // default that of PortSentry 2
 	PID    int            // default this process
 	Zone   *time.Location // of the time stamps; default local time
 }
@@ -42,7 +44,7 @@ type SyslogOptions struct {
 // Syslog is an output to the local syslog daemon. It connects at the first
 // delivery and again after a failure, so the daemon may come and go.
 type Syslog struct {
-	form
+	form   Form
 	socket string
 	ident  string // "TAG[PID]: "
 	stamps *stamp.Formatter
@@ -62,15 +64,31 @@ type Syslog struct {
 // NewSyslog returns an output to syslog. It does not connect yet.
 func NewSyslog(o SyslogOptions) *Syslog {
 	tag, pid := cmp.Or(o.Tag, "portsnare"), cmp.Or(o.PID, os.Getpid())
+	if o.Form == nil {
+		o.Form = logline.PortSentry2{}.AppendLines
+	}
 	return &Syslog{
-		form:   o.Format.form(),
+		form:   o.Form,
 		socket: cmp.Or(o.Socket, "/dev/log"),
 		ident:  tag + "[" + strconv.Itoa(pid) + "]: ",
 		stamps: stamp.New(syslogStamp, cmp.Or(o.Zone, time.Local)),
 	}
 }
 
-// Deliver sends the lines for each probe, and waits a second at most for a daemon
+// Print sends one line about the daemon itself. Unlike an event it does not come
+// again: after an error the line is lost.
+func (s *Syslog) Print(ctx context.Context, severity logline.Severity, text string) error {
+	err := s.connect(ctx)
+	if err == nil {
+		err = s.sendLine(time.Now(), logline.AppendLine(nil, severity, text))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("syslog: %w", err), s.Close())
+	}
+	return nil
+}
+
+// Deliver sends the lines for each event, and waits a second at most for a daemon
 // that does not read. After an error the same events must come again, first in
 // the next batch; those already sent are then passed over.
 func (s *Syslog) Deliver(ctx context.Context, events []detector.Event) error {
@@ -140,7 +158,7 @@ func (s *Syslog) dial(ctx context.Context, deadline time.Time) error {
 
 // send sends the lines for ev that are not sent yet, a message each.
 func (s *Syslog) send(ev *detector.Event) error {
-	s.lines = s.appendLines(s.lines[:0], ev)
+	s.lines = s.form(s.lines[:0], ev)
 	n := 0
 	for line := range bytes.Lines(s.lines) {
 		if n++; n <= s.sentLines {
@@ -155,9 +173,12 @@ func (s *Syslog) send(ev *detector.Event) error {
 	return nil
 }
 
-// sendLine sends one line, which ends in a newline.
-func (s *Syslog) sendLine(at time.Time, line []byte) error {
-	s.buf = append(s.buf[:0], priority...)
+// sendLine sends one line, with its severity and its newline.
+func (s *Syslog) sendLine(at time.Time, graded []byte) error {
+	severity, line := graded[0]-'0', graded[1:]
+	s.buf = append(s.buf[:0], '<')
+	s.buf = strconv.AppendUint(s.buf, uint64(daemonFacility+severity), 10)
+	s.buf = append(s.buf, '>')
 	s.buf = s.stamps.Append(s.buf, at)
 	s.buf = append(s.buf, ' ')
 	s.buf = append(s.buf, s.ident...)

@@ -19,11 +19,12 @@ import (
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/nettest"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
 
-func newSyslog(t *testing.T, socket string, f Format) *Syslog {
+func newSyslog(t *testing.T, socket string, form Form) *Syslog {
 	t.Helper()
-	s := NewSyslog(SyslogOptions{Socket: socket, Tag: "portsentry", Format: f, PID: 1234, Zone: time.UTC})
+	s := NewSyslog(SyslogOptions{Socket: socket, Tag: "portsentry", Form: form, PID: 1234, Zone: time.UTC})
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -101,15 +102,41 @@ func mustDeliver(t *testing.T, s *Syslog, events []detector.Event) {
 func TestSyslog(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	mustDeliver(t, s, append(probes(1), started, probe(7)))
 	mustDeliver(t, s, probes(9))
 	wantMessages(t, peer, "1", "7", "9")
 }
 
+// Each line has the severity that PortSentry 2 gives it.
+func TestSyslogSeverities(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	peer := listen(t, socket)
+	s := newSyslog(t, socket, logline.PortSentry2{Verbose: true, Debug: true, IgnoreFile: "ignore"}.AppendLines)
+	mustDeliver(t, s, []detector.Event{outcomes["the ban failed"].probe(1), outcomes["ignored"].probe(1), outcomes["from this host itself"].probe(1)})
+	if err := s.Print(t.Context(), logline.Normal, "Portsentry is now active and listening."); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"<27>", "attackalert: Error during target dispose 203.0.113.7/203.0.113.7!",
+		"<29>", "Scan from: ",
+		"<30>", "Host: 203.0.113.7 found in ignore file ignore, aborting actions",
+		"<29>", "Scan from: ",
+		"<31>", "debug: Source address 203.0.113.7 same as destination address 203.0.113.7, skipping",
+		"<29>", "Scan from: ",
+		"<29>", "Portsentry is now active and listening.",
+	}
+	got := <-receive(peer, len(want)/2)
+	for i, msg := range got {
+		if priority, text := want[2*i], want[2*i+1]; !strings.HasPrefix(msg, priority) || !strings.Contains(msg, "portsentry[1234]: "+text) {
+			t.Errorf("message %d is %q, want %s and %q", i, msg, priority, text)
+		}
+	}
+}
+
 func TestSyslogComesLate(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	for range 2 {
 		if err := s.Deliver(t.Context(), probes(1)); !errors.Is(err, os.ErrNotExist) {
 			t.Fatalf("Deliver without a socket = %v, want %v", err, os.ErrNotExist)
@@ -122,7 +149,7 @@ func TestSyslogComesLate(t *testing.T) {
 
 func TestSyslogRestarts(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	peer := listen(t, socket)
 	mustDeliver(t, s, probes(1))
 	wantMessages(t, peer, "1")
@@ -158,7 +185,7 @@ func receive(peer *net.UnixConn, n int) <-chan []string {
 func TestSyslogIsStuck(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 
 	const batch = 2048 // more than any queue of datagrams holds
 	var events []detector.Event
@@ -192,7 +219,7 @@ func TestSyslogOverAStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	mustDeliver(t, s, probes(1, 7))
 	peer, err := listener.Accept()
 	if err != nil {
@@ -228,7 +255,7 @@ func alert(port string) []string {
 func TestSyslogOfPortSentry1(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
-	s := newSyslog(t, socket, PortSentry1)
+	s := newSyslog(t, socket, logline.PortSentry1{}.AppendLines)
 	const batch = 1024 // with three messages each, more than any queue of datagrams holds
 	var events []detector.Event
 	var want []string
@@ -299,7 +326,7 @@ func TestSyslogToRsyslogd(t *testing.T) {
 		}
 	})
 
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	nettest.WaitFor(t, "rsyslogd's socket", func() bool {
 		return s.Deliver(t.Context(), []detector.Event{started}) == nil
 	})
@@ -320,7 +347,7 @@ func TestSyslogAllocatesNothing(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "log")
 	peer := listen(t, socket)
 	go func() { _, _ = io.Copy(io.Discard, peer) }()
-	s := newSyslog(t, socket, PortSentry2)
+	s := newSyslog(t, socket, nil)
 	mustDeliver(t, s, probes(1))
 	few, many := probes(1), probes(1, 2, 3, 4, 5, 6, 7, 8)
 	allocations := func(events []detector.Event) float64 {

@@ -25,17 +25,23 @@ type Blocked struct {
 	Port  uint16 // that was tried
 }
 
+// BlockedOf returns the record for ev, with its time in zone. The event must tell
+// of a probe.
+func BlockedOf(ev *detector.Event, zone *time.Location) Blocked {
+	return Blocked{
+		At:     ev.At.In(zone),
+		Source: sourceOf(ev),
+		Host:   ev.Host,
+		Proto:  ev.Probe.Proto,
+		Port:   ev.Probe.Target.Port(),
+	}
+}
+
 // AppendBlocked appends the record for ev, with its time in zone and without a
 // newline, to dst. The event must tell of a probe. It allocates nothing but
 // room in dst.
 func AppendBlocked(dst []byte, ev *detector.Event, zone *time.Location) []byte {
-	p := &ev.Probe
-	b := Blocked{
-		At:     ev.At.In(zone),
-		Source: p.Source.Addr().Unmap().WithZone(""),
-		Proto:  p.Proto,
-		Port:   p.Target.Port(),
-	}
+	b := BlockedOf(ev, zone)
 	return b.Append(dst)
 }
 

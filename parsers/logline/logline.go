@@ -77,7 +77,8 @@ func TypeText(t detector.Technique) string {
 func scanOf(ev *detector.Event) Scan {
 	p := &ev.Probe
 	s := Scan{
-		Source:    p.Source.Addr().Unmap().WithZone(""),
+		Source:    sourceOf(ev),
+		Host:      ev.Host,
 		Proto:     p.Proto,
 		Port:      p.Target.Port(),
 		Technique: p.Technique,

@@ -85,6 +85,20 @@ func field[T any](r *reader, opening, closing string, parse func(string) (T, boo
 	return value
 }
 
+// lastField takes all that is left.
+func lastField[T any](r *reader, parse func(string) (T, bool)) T {
+	var zero T
+	if r.err != nil {
+		return zero
+	}
+	value, ok := parse(r.rest)
+	if !ok {
+		r.err = fmt.Errorf("%s: bad value in %q", r.what, r.rest)
+		return zero
+	}
+	return value
+}
+
 func parseSource(text string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(text)
 	ok := err == nil && addr.Zone() == "" && !addr.Is4In6() && addr.String() == text
