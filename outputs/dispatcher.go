@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -21,7 +20,6 @@ const (
 	// batchLimit is the most decisions or events handed over at once.
 	batchLimit = 256
 
-	banDeadline   = 2 * time.Second // for a ban output to confirm
 	drainDeadline = 5 * time.Second // for everything queued when Run is asked to stop
 
 	// A failing output is tried again after retryMin, doubling to retryMax.
@@ -32,11 +30,8 @@ const (
 // the finished events to every output. Capture never waits for it: what does
 // not fit into its bounded queues is dropped, oldest first, and counted.
 type Dispatcher struct {
-	log  *logrus.Entry
-	bans []BanOutput
-	out  []*lane
-
-	banFailing bool // the last bans were not confirmed, and the log says so
+	enforcer *enforcer
+	out      []*lane
 
 	numbering sync.Mutex // held from giving a number to queueing it
 	sequence  uint64     // of the event queued last; guarded by numbering
@@ -49,10 +44,10 @@ type Named struct {
 	Output Output
 }
 
-// NewDispatcher returns a dispatcher to the given outputs. It does nothing
-// until Run.
-func NewDispatcher(log *logrus.Entry, bans []BanOutput, events []Named) *Dispatcher {
-	d := &Dispatcher{log: log, bans: bans, queue: newQueue[detector.Decision]()}
+// NewDispatcher returns a dispatcher that puts bans in force as e says and hands
+// events to the given outputs. It does nothing until Run.
+func NewDispatcher(log *logrus.Entry, e Enforcement, events []Named) *Dispatcher {
+	d := &Dispatcher{enforcer: newEnforcer(e, log), queue: newQueue[detector.Decision]()}
 	for _, o := range events {
 		d.out = append(d.out, &lane{
 			name: o.Name, output: o.Output, queue: newQueue[detector.Event](),
@@ -82,7 +77,8 @@ func (d *Dispatcher) Tell(event detector.Event) {
 
 // Stats are a dispatcher's counters since it was made.
 type Stats struct {
-	Dropped uint64      // events lost because the decision queue was full
+	Dropped uint64 // events lost because the decision queue was full
+	Bans    EnforcementStats
 	Outputs []LaneStats // one for each output, in the order given
 }
 
@@ -96,7 +92,7 @@ type LaneStats struct {
 
 // Stats returns the counters. It is safe for concurrent use.
 func (d *Dispatcher) Stats() Stats {
-	s := Stats{Dropped: d.queue.dropped.Load()}
+	s := Stats{Dropped: d.queue.dropped.Load(), Bans: d.enforcer.snapshot()}
 	for _, l := range d.out {
 		s.Outputs = append(s.Outputs, l.stats())
 	}
@@ -120,12 +116,8 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		lanes.Go(func() { l.run(drain) })
 	}
 	batch := make([]detector.Decision, 0, batchLimit)
-	events := make([]detector.Event, 0, batchLimit)
 	for d.queue.pop(&batch) {
-		events = d.settle(drain, batch, events[:0])
-		for _, l := range d.out {
-			l.queue.pushAll(events)
-		}
+		d.enforcer.settle(drain, batch, d.deliver)
 	}
 	for _, l := range d.out {
 		l.queue.close()
@@ -133,49 +125,11 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	lanes.Wait()
 }
 
-// settle makes the bans of a batch effective and appends its finished events
-// to events.
-func (d *Dispatcher) settle(ctx context.Context, batch []detector.Decision, events []detector.Event) []detector.Event {
-	var bans []detector.Ban
-	for i := range batch {
-		if batch[i].Ban != nil {
-			bans = append(bans, *batch[i].Ban)
-		}
+// deliver queues finished events for every output.
+func (d *Dispatcher) deliver(events []detector.Event) {
+	for _, l := range d.out {
+		l.queue.pushAll(events)
 	}
-	blocked := detector.TriOf(d.ban(ctx, bans))
-	for i := range batch {
-		if batch[i].Ban != nil {
-			batch[i].Event.Blocked = blocked
-		}
-		events = append(events, batch[i].Event)
-	}
-	return events
-}
-
-// ban tells every ban output at once and reports whether any confirmed.
-func (d *Dispatcher) ban(ctx context.Context, bans []detector.Ban) bool {
-	if len(bans) == 0 || len(d.bans) == 0 {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, banDeadline)
-	defer cancel()
-	var confirmed atomic.Bool
-	var all errgroup.Group
-	for _, b := range d.bans {
-		all.Go(func() error {
-			err := b.ChangeBans(ctx, bans, nil)
-			if err == nil {
-				confirmed.Store(true)
-			}
-			return err
-		})
-	}
-	err := all.Wait()
-	if err != nil && !d.banFailing {
-		d.log.WithError(err).Error("bans are not in force")
-	}
-	d.banFailing = err != nil
-	return confirmed.Load()
 }
 
 // A lane is one output with its queue and worker, so that a slow output

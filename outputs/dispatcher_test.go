@@ -68,13 +68,13 @@ type fakeBans struct {
 
 func (f *fakeBans) SetBans(context.Context, []detector.Ban) error { return f.err }
 
-func (f *fakeBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) error {
+func (f *fakeBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) ([]Result, error) {
 	f.got = append(f.got, add...)
 	if errors.Is(f.err, context.DeadlineExceeded) {
 		<-ctx.Done() // never answers in time
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
-	return f.err
+	return nil, f.err
 }
 
 func quiet() *logrus.Entry {
@@ -105,7 +105,7 @@ func start(t *testing.T, d *Dispatcher) (stop func()) {
 func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := new(fakeOutput), new(fakeOutput)
-		d := NewDispatcher(quiet(), nil, []Named{{"a", a}, {"b", b}})
+		d := NewDispatcher(quiet(), Enforcement{}, []Named{{"a", a}, {"b", b}})
 		stop := start(t, d)
 		for range 1000 {
 			d.Submit(report)
@@ -126,7 +126,7 @@ func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 
 func TestDispatcherNumbersEventsInTheOrderOfDelivery(t *testing.T) {
 	o := new(fakeOutput)
-	d := NewDispatcher(quiet(), nil, []Named{{"o", o}})
+	d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", o}})
 	stop := start(t, d)
 	const each = 10_000
 	var senders sync.WaitGroup
@@ -148,7 +148,7 @@ func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logger, hook := test.NewNullLogger()
 		bad, good := &fakeOutput{broken: true}, new(fakeOutput)
-		d := NewDispatcher(logrus.NewEntry(logger), nil, []Named{{"bad", bad}, {"good", good}})
+		d := NewDispatcher(logrus.NewEntry(logger), Enforcement{}, []Named{{"bad", bad}, {"good", good}})
 		stop := start(t, d)
 		d.Submit(report)
 		time.Sleep(time.Minute) // of the bubble's clock: many retries
@@ -173,7 +173,7 @@ func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 func TestDispatcherDropsTheOldestAndCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := new(fakeOutput)
-		d := NewDispatcher(quiet(), nil, []Named{{"o", o}})
+		d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", o}})
 		const extra = 10
 		for range queueLimit + extra { // nobody takes them yet
 			d.Submit(report)
@@ -200,7 +200,7 @@ func TestDispatcherStopsInBoundedTime(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := NewDispatcher(quiet(), nil, []Named{{"o", test.output}})
+				d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", test.output}})
 				stop := start(t, d)
 				for range 1000 {
 					d.Submit(report)
@@ -239,7 +239,7 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 					bans = append(bans, b)
 				}
 				o := new(fakeOutput)
-				d := NewDispatcher(quiet(), bans, []Named{{"o", o}})
+				d := NewDispatcher(quiet(), Enforcement{Outputs: bans}, []Named{{"o", o}})
 				stop := start(t, d)
 				with := report
 				with.Ban = &detector.Ban{Source: source}
@@ -260,7 +260,7 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 }
 
 func BenchmarkDispatch(b *testing.B) {
-	d := NewDispatcher(quiet(), nil, []Named{{"o", discard{}}})
+	d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", discard{}}})
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan struct{})
 	go func() { d.Run(ctx); close(done) }()

@@ -5,6 +5,7 @@ package outputs
 
 import (
 	"context"
+	"errors"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -18,12 +19,27 @@ type Output interface {
 }
 
 // A BanOutput makes bans effective. SetBans states the whole truth: at start,
-// after a restart, after a reload. ChangeBans is the cheap path in between.
-// Both return nil only if every ban is in force.
+// after a restart, after a reload; it returns nil only if every ban is in force.
+// ChangeBans is the cheap path in between.
 type BanOutput interface {
 	SetBans(ctx context.Context, bans []detector.Ban) error
-	ChangeBans(ctx context.Context, add, remove []detector.Ban) error
+
+	// ChangeBans returns what came of each ban in add, in that order; nil
+	// results without an error say that all are in force. After an error none
+	// is known to be.
+	ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]Result, error)
 }
+
+// A Result is what an output made of one ban.
+type Result struct {
+	Err  error          // nil: the ban is in force
+	Acts []detector.Act // what was done or tried, in order; nil if there is nothing to tell
+}
+
+var (
+	errNoOutput = errors.New("no output bans")
+	errResults  = errors.New("the output answered for another number of bans")
+)
 
 // An Appender takes a batch of records, each with its newline. After an error
 // it has taken none of them.

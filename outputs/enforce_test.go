@@ -1,0 +1,229 @@
+package outputs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portsnare/portsnare/detector"
+)
+
+// fakeLedger remembers sources; what it cannot write down it remembers, too.
+type fakeLedger struct {
+	held map[netip.Addr]bool
+	err  error
+}
+
+func newLedger(held ...string) *fakeLedger {
+	l := &fakeLedger{held: make(map[netip.Addr]bool)}
+	for _, source := range held {
+		l.held[netip.MustParseAddr(source)] = true
+	}
+	return l
+}
+
+func (l *fakeLedger) Holds(source netip.Addr) bool { return l.held[source] }
+
+func (l *fakeLedger) Add(ev *detector.Event) error {
+	l.held[ev.Probe.Source.Addr()] = true
+	return l.err
+}
+
+// journal is a ban output that fails for some sources and writes down, in turn
+// with the events that are delivered, what it is asked for.
+type journal struct {
+	fails map[string]bool
+	lines []string
+}
+
+func (j *journal) SetBans(context.Context, []detector.Ban) error { return nil }
+
+func (j *journal) ChangeBans(_ context.Context, add, _ []detector.Ban) ([]Result, error) {
+	var asked []string
+	var results []Result
+	for _, ban := range add {
+		source := ban.Source.Addr().String()
+		asked = append(asked, source)
+		r := Result{Acts: []detector.Act{{Kind: detector.ActRoute, Text: "route " + source}}}
+		if j.fails[source] {
+			r.Err = errors.New("no route")
+		}
+		results = append(results, r)
+	}
+	j.lines = append(j.lines, "ban "+strings.Join(asked, " "))
+	return results, nil
+}
+
+func (j *journal) deliver(events []detector.Event) {
+	for i := range events {
+		ev := &events[i]
+		line := fmt.Sprintf("event %v blocked %v", ev.Probe.Source.Addr(), ev.Blocked)
+		if ev.Held {
+			line += " held"
+		}
+		for _, act := range ev.Acts {
+			line += ", " + act.Text
+		}
+		if ev.Reason != "" {
+			line += ", " + ev.Reason
+		}
+		j.lines = append(j.lines, line)
+	}
+}
+
+// scan returns the decision about a scan by source, with or without a ban.
+func scan(source string, ban bool) detector.Decision {
+	addr := netip.MustParseAddr(source)
+	d := detector.Decision{Report: true, Event: detector.Event{
+		Probe:   detector.Probe{Source: netip.AddrPortFrom(addr, 40000)},
+		Ignored: detector.False, Triggered: detector.True, NoBlock: detector.TriOf(!ban), Blocked: detector.False,
+	}}
+	if ban {
+		d.Ban = &detector.Ban{Source: netip.PrefixFrom(addr, addr.BitLen())}
+	}
+	return d
+}
+
+func TestSettle(t *testing.T) {
+	const a, b, c = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+	reportOnly := detector.Decision{Report: true, Event: detector.Event{
+		Probe: detector.Probe{Source: netip.MustParseAddrPort(c + ":1")}, Ignored: detector.False, Triggered: detector.False,
+	}}
+	tests := map[string]struct {
+		enforcement Enforcement
+		fails       string
+		batch       []detector.Decision
+		want        []string
+	}{
+		"bans of a batch are told at once": {
+			batch: []detector.Decision{scan(a, true), reportOnly, scan(b, true)},
+			want: []string{
+				"ban 192.0.2.1 192.0.2.2",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.3 blocked unset",
+				"event 192.0.2.2 blocked true, route 192.0.2.2",
+			},
+		},
+		"one by one, nothing waits for what comes after it": {
+			enforcement: Enforcement{OneByOne: true},
+			batch:       []detector.Decision{reportOnly, scan(a, true), reportOnly, scan(b, true), reportOnly},
+			want: []string{
+				"event 192.0.2.3 blocked unset",
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.3 blocked unset",
+				"ban 192.0.2.2",
+				"event 192.0.2.2 blocked true, route 192.0.2.2",
+				"event 192.0.2.3 blocked unset",
+			},
+		},
+		"without a ledger each probe leads to its ban": {
+			batch: []detector.Decision{scan(a, true), scan(a, true)},
+			want: []string{
+				"ban 192.0.2.1 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+			},
+		},
+		"with a ledger only the first": {
+			enforcement: Enforcement{Ledger: newLedger(b)},
+			batch:       []detector.Decision{scan(a, true), scan(b, true), scan(a, true), scan(c, false)},
+			want: []string{
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.2 blocked true held",
+				"event 192.0.2.1 blocked true held",
+				"event 192.0.2.3 blocked false",
+			},
+		},
+		"with a ledger, one by one": {
+			enforcement: Enforcement{Ledger: newLedger(), OneByOne: true},
+			batch:       []detector.Decision{scan(a, true), scan(a, true)},
+			want: []string{
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.1 blocked true held",
+			},
+		},
+		"a ban that failed is tried again": {
+			enforcement: Enforcement{Ledger: newLedger(), OneByOne: true},
+			fails:       a,
+			batch:       []detector.Decision{scan(a, true), scan(a, true)},
+			want: []string{
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked false, route 192.0.2.1",
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked false, route 192.0.2.1",
+			},
+		},
+		"a ledger that cannot be written still remembers": {
+			enforcement: Enforcement{Ledger: &fakeLedger{held: map[netip.Addr]bool{}, err: errors.New("disk full")}, OneByOne: true},
+			batch:       []detector.Decision{scan(a, true), scan(a, true)},
+			want: []string{
+				"ban 192.0.2.1",
+				"event 192.0.2.1 blocked true, route 192.0.2.1",
+				"event 192.0.2.1 blocked true held",
+			},
+		},
+		"a ledger of all remembers whom nobody bans": {
+			enforcement: Enforcement{Ledger: newLedger(), LedgerOfAll: true},
+			batch:       []detector.Decision{scan(a, false), scan(a, false), reportOnly, reportOnly},
+			want: []string{
+				"event 192.0.2.1 blocked false",
+				"event 192.0.2.1 blocked false held",
+				"event 192.0.2.3 blocked unset",
+				"event 192.0.2.3 blocked unset",
+			},
+		},
+		"who must never be banned is not": {
+			enforcement: Enforcement{Ledger: newLedger(), Spared: func(source netip.Prefix) (string, bool) {
+				return "a gateway", source == netip.MustParsePrefix(a+"/32")
+			}},
+			batch: []detector.Decision{scan(a, true), scan(b, true), scan(a, true)},
+			want: []string{
+				"ban 192.0.2.2",
+				"event 192.0.2.1 blocked false, never banned: a gateway",
+				"event 192.0.2.2 blocked true, route 192.0.2.2",
+				"event 192.0.2.1 blocked false, never banned: a gateway",
+			},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			j := &journal{fails: map[string]bool{test.fails: true}}
+			test.enforcement.Outputs = []BanOutput{j}
+			e := newEnforcer(test.enforcement, quiet())
+			e.settle(t.Context(), test.batch, j.deliver)
+			if diff := cmp.Diff(test.want, j.lines); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			if len(e.events)+len(e.bans)+len(e.asked)+len(e.adding) > 0 {
+				t.Errorf("left over: %+v", e)
+			}
+		})
+	}
+}
+
+// badCount answers for another number of bans than it was told.
+type badCount struct{ fakeBans }
+
+func (badCount) ChangeBans(context.Context, []detector.Ban, []detector.Ban) ([]Result, error) {
+	return make([]Result, 3), nil
+}
+
+func TestSettleBelievesNoWrongCount(t *testing.T) {
+	j := new(journal)
+	e := newEnforcer(Enforcement{Outputs: []BanOutput{new(badCount)}}, quiet())
+	e.settle(t.Context(), []detector.Decision{scan("192.0.2.1", true)}, j.deliver)
+	if diff := cmp.Diff([]string{"event 192.0.2.1 blocked false"}, j.lines); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if got, want := e.snapshot(), (EnforcementStats{Failed: 1}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+}
