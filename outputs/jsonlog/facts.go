@@ -32,6 +32,12 @@ func factsOf(ev *detector.Event) facts {
 	case detector.PacketsLost:
 		f.category, f.outcome, f.severity = `"network"`, "failure", medium
 		f.action, f.message = "packets-lost", "packets or events lost: "
+	case detector.ServiceReached:
+		f.category, f.dataset = `"network"`, "portsnare.scan"
+		f.action, f.message = "service-reached", "a packet was for a trap port that a service holds"
+	case detector.AcceptFailed:
+		f.category, f.dataset = `"network"`, "portsnare.scan"
+		f.action, f.message = "accept-failed", "a peer vanished before a trap had accepted its connection"
 	case detector.DaemonStarted:
 		f.eventType = "start"
 		f.action, f.message = "daemon-started", "Portsnare is watching"

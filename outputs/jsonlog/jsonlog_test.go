@@ -76,6 +76,16 @@ var goldenEvents = []detector.Event{
 		ev.Probe.Target = netip.MustParseAddrPort("[2001:db8::9]:161")
 		ev.Probe.IPOptions = detector.Unset
 	}),
+	scan(func(ev *detector.Event) { ev.Host, ev.Held = "scanner.example.net", true }),
+	scan(func(ev *detector.Event) {
+		ev.Acts = []detector.Act{
+			{Kind: detector.ActHostsDeny, Text: "ALL: 203.0.113.7 : DENY", Present: true},
+			{Kind: detector.ActRoute, Text: `sh -c "false"`, Err: errors.New("exit status 1\n")},
+			{Kind: detector.ActCommand, Text: "/usr/local/bin/notify 203.0.113.7"},
+		}
+	}),
+	{At: at, Sequence: 5, Action: detector.ServiceReached},
+	{At: at, Sequence: 6, Action: detector.AcceptFailed, Reason: "accept failed 103: software caused connection abort"},
 	{At: at, Sequence: 1, Action: detector.DaemonStarted},
 	{At: at, Sequence: 2, Action: detector.PacketsLost, Lost: 1234, Reason: "the kernel's buffer was full"},
 	{At: at, Sequence: 3, Action: detector.ConfigReloaded},

@@ -73,9 +73,9 @@ func (w *Writer) appendEvent(dst []byte, ev *detector.Event) []byte {
 func (w *Writer) appendProbe(dst []byte, ev *detector.Event) []byte {
 	p := &ev.Probe
 	dst = append(dst, `,"source":`...)
-	dst, source := appendEndpoint(dst, p.Source)
+	dst, source := appendEndpoint(dst, p.Source, ev.Host)
 	dst = append(dst, `,"destination":`...)
-	dst, target := appendEndpoint(dst, p.Target)
+	dst, target := appendEndpoint(dst, p.Target, "")
 	dst = appendNetwork(dst, p)
 
 	dst = append(dst, w.daemon...)
@@ -113,18 +113,65 @@ func (w *Writer) appendProbe(dst []byte, ev *detector.Event) []byte {
 	dst = append(dst, ev.Blocked.String()...)
 	dst = append(dst, `"},"ip_options":"`...)
 	dst = append(dst, logline.OptionsText(p.IPOptions)...)
-	return append(dst, `"}`...)
+	dst = append(dst, '"')
+	if ev.Held {
+		dst = append(dst, `,"held":true`...)
+	}
+	if len(ev.Acts) > 0 {
+		dst = appendActs(dst, ev.Acts)
+	}
+	return append(dst, '}')
 }
 
-// appendEndpoint appends an address with its port, and returns the text of the
-// address, too. A zone means nothing to another host and is left out.
-func appendEndpoint(dst []byte, ap netip.AddrPort) (record, address []byte) {
+// appendActs appends what was done about a probe.
+func appendActs(dst []byte, acts []detector.Act) []byte {
+	dst = append(dst, `,"acts":[`...)
+	for i := range acts {
+		act := &acts[i]
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, `{"kind":"`...)
+		dst = append(dst, actKind(act.Kind)...)
+		dst = append(dst, `","text":"`...)
+		dst = appendText(dst, act.Text)
+		dst = append(dst, `","outcome":"`...)
+		if act.Err == nil {
+			dst = append(dst, `success"}`...)
+			continue
+		}
+		dst = append(dst, `failure","error":"`...)
+		dst = appendText(dst, act.Err.Error())
+		dst = append(dst, `"}`...)
+	}
+	return append(dst, ']')
+}
+
+func actKind(kind detector.ActKind) string {
+	switch kind {
+	case detector.ActRoute:
+		return "route"
+	case detector.ActHostsDeny:
+		return "hosts-deny"
+	}
+	return "command"
+}
+
+// appendEndpoint appends an address with its port and, unless it is empty, its
+// name, and returns the text of the address, too. A zone means nothing to another
+// host and is left out.
+func appendEndpoint(dst []byte, ap netip.AddrPort, name string) (record, address []byte) {
 	dst = append(dst, `{"ip":"`...)
 	start := len(dst)
 	dst = ap.Addr().Unmap().WithZone("").AppendTo(dst)
 	address = dst[start:]
 	dst = append(dst, `","port":`...)
 	dst = strconv.AppendUint(dst, uint64(ap.Port()), 10)
+	if name != "" {
+		dst = append(dst, `,"domain":"`...)
+		dst = appendText(dst, name)
+		dst = append(dst, '"')
+	}
 	return append(dst, '}'), address
 }
 
