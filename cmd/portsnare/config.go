@@ -28,7 +28,10 @@ func newConfig() *cobra.Command {
 }
 
 func newConfigCheck() *cobra.Command {
-	var asJSON bool
+	var (
+		o      dialectOptions
+		asJSON bool
+	)
 	check := &cobra.Command{
 		Use:   "check FILE...",
 		Short: "Report every fault in configuration files",
@@ -38,37 +41,94 @@ faults and warnings go to standard error, one a line, with file, line and key.
 
 ` + dialects + `
 
+A file of PortSentry 1.2 means something only together with the modes that the
+program is started in. With --modes or --debian-defaults, every FILE is read as
+PortSentry 1.2 reads it.
+
 The exit status is 0 if all files are usable, with or without warnings, 1 if
 one has a fault, and 2 if the command line is not understood.`,
 		Example: `  portsnare config check /etc/portsnare/portsnare.toml
-  portsnare config check --json /etc/portsentry/portsentry.conf`,
-		Args: cobra.MinimumNArgs(1),
+  portsnare config check --json /etc/portsentry/portsentry.conf
+  portsnare config check --debian-defaults /etc/default/portsentry portsentry.conf`,
+		Args: func(cmd *cobra.Command, files []string) error {
+			if err := cobra.MinimumNArgs(1)(cmd, files); err != nil {
+				return err
+			}
+			return o.fit(cmd, files)
+		},
 		RunE: func(cmd *cobra.Command, files []string) error {
 			show := printReport
 			if asJSON {
 				show = printJSONReport
 			}
-			return check(files, show, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return check(files, o.examine, show, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	check.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per file on standard output, with its faults and warnings")
+	o.addTo(check)
 	return check
 }
 
-// convertOptions choose the dialect of the file to convert.
-type convertOptions struct {
+// dialectOptions choose the dialect of files.
+type dialectOptions struct {
 	modes          []conf.ModeWord
 	debianDefaults string
 }
 
+// addTo gives a command the options.
+func (o *dialectOptions) addTo(cmd *cobra.Command) {
+	cmd.Flags().Func("modes", "the modes PortSentry 1.2 is started in: a `LIST` of tcp, stcp or atcp, and udp, sudp or audp", func(list string) (err error) {
+		o.modes, err = conf.ParseModeWords(list)
+		return err
+	})
+	cmd.Flags().StringVar(&o.debianDefaults, "debian-defaults", "", "take these modes from TCP_MODE and UDP_MODE in `FILE`, Debian's /etc/default/portsentry")
+}
+
+// fit returns an error unless the options and files fit together.
+func (o *dialectOptions) fit(cmd *cobra.Command, files []string) error {
+	byModes, byDefaults := cmd.Flags().Changed("modes"), cmd.Flags().Changed("debian-defaults")
+	if byDefaults && o.debianDefaults == "" {
+		return errors.New("--debian-defaults needs the name of a file")
+	}
+	if byModes && byDefaults {
+		return errors.New("--modes and --debian-defaults exclude each other")
+	}
+	for _, file := range files {
+		if (byModes || byDefaults) && strings.HasSuffix(file, ".toml") {
+			return fmt.Errorf("--modes and --debian-defaults are for files of PortSentry 1.2; %s is native", file)
+		}
+	}
+	return nil
+}
+
+// isPortSentry1 reports whether files are those of PortSentry 1.2.
+func (o *dialectOptions) isPortSentry1() bool { return o.modes != nil || o.debianDefaults != "" }
+
+// load reads file in the dialect that the options choose. All but the Config is
+// empty if that is not PortSentry 1.2's.
+func (o *dialectOptions) load(file string) (conf.PortSentry1, []conf.Warning, error) {
+	if !o.isPortSentry1() {
+		c, warnings, err := conf.Load(file)
+		return conf.PortSentry1{Config: c}, warnings, err
+	}
+	modes, ofModes := o.modes, []conf.Warning(nil)
+	if o.debianDefaults != "" {
+		var err error
+		if modes, ofModes, err = conf.LoadDebianDefaults(o.debianDefaults); err != nil {
+			return conf.PortSentry1{}, ofModes, err
+		}
+	}
+	c, warnings, err := conf.LoadPortSentry1(file, modes...)
+	return c, append(ofModes, warnings...), err
+}
+
 func newConfigConvert() *cobra.Command {
-	var o convertOptions
+	var o dialectOptions
 	convert := &cobra.Command{
 		Use:   "convert FILE",
 		Short: "Print a configuration in the native form",
 		Long: `Print a configuration in the native form (TOML) on standard output. No key is
-lost: those that this release does not act on yet are converted too, with a
-warning on standard error.
+lost. What may surprise gives a warning on standard error.
 
 ` + dialects + `
 
@@ -81,7 +141,12 @@ PortSentry 1.2 reads it.`,
 		Example: `  portsnare config convert /etc/portsentry/portsentry.conf >portsnare.toml
   portsnare config convert --modes tcp,sudp portsentry.conf
   portsnare config convert --debian-defaults /etc/default/portsentry portsentry.conf`,
-		Args: o.check,
+		Args: func(cmd *cobra.Command, files []string) error {
+			if err := cobra.ExactArgs(1)(cmd, files); err != nil {
+				return err
+			}
+			return o.fit(cmd, files)
+		},
 		RunE: func(cmd *cobra.Command, files []string) error {
 			c, warnings, err := o.load(files[0])
 			for _, w := range warnings {
@@ -90,49 +155,15 @@ PortSentry 1.2 reads it.`,
 			if err != nil {
 				return err
 			}
+			if len(c.Idle) > 0 {
+				return c.Idle // the native form would be refused
+			}
 			_, err = cmd.OutOrStdout().Write(c.AppendNative(nil))
 			return err
 		},
 	}
-	convert.Flags().Func("modes", "the modes PortSentry 1.2 is started in: a `LIST` of tcp, stcp or atcp, and udp, sudp or audp", func(list string) (err error) {
-		o.modes, err = conf.ParseModeWords(list)
-		return err
-	})
-	convert.Flags().StringVar(&o.debianDefaults, "debian-defaults", "", "take these modes from TCP_MODE and UDP_MODE in `FILE`, Debian's /etc/default/portsentry")
+	o.addTo(convert)
 	return convert
-}
-
-// check returns an error unless the options and files fit together.
-func (o *convertOptions) check(cmd *cobra.Command, files []string) error {
-	if err := cobra.ExactArgs(1)(cmd, files); err != nil {
-		return err
-	}
-	byModes, byDefaults := cmd.Flags().Changed("modes"), cmd.Flags().Changed("debian-defaults")
-	switch {
-	case byDefaults && o.debianDefaults == "":
-		return errors.New("--debian-defaults needs the name of a file")
-	case byModes && byDefaults:
-		return errors.New("--modes and --debian-defaults exclude each other")
-	case (byModes || byDefaults) && strings.HasSuffix(files[0], ".toml"):
-		return fmt.Errorf("--modes and --debian-defaults are for files of PortSentry 1.2; %s is native", files[0])
-	}
-	return nil
-}
-
-// load reads file in the dialect that the options choose.
-func (o *convertOptions) load(file string) (conf.Config, []conf.Warning, error) {
-	modes, ofModes := o.modes, []conf.Warning(nil)
-	if o.debianDefaults != "" {
-		var err error
-		if modes, ofModes, err = conf.LoadDebianDefaults(o.debianDefaults); err != nil {
-			return conf.Config{}, ofModes, err
-		}
-	}
-	if modes == nil {
-		return conf.Load(file)
-	}
-	c, warnings, err := conf.LoadPortSentry1(file, modes...)
-	return c, append(ofModes, warnings...), err
 }
 
 func newConfigDefault() *cobra.Command {
@@ -160,8 +191,9 @@ type report struct {
 // errReported says that the faults have been printed already.
 var errReported = errors.New("faults reported")
 
-// check shows the report on every file. It returns errReported if one has a fault.
-func check(files []string, show func(report, io.Writer, io.Writer) error, stdout, stderr io.Writer) error {
+// check shows what examine reports on every file. It returns errReported if one
+// has a fault.
+func check(files []string, examine func(string) report, show func(report, io.Writer, io.Writer) error, stdout, stderr io.Writer) error {
 	var faulty error
 	for _, file := range files {
 		r := examine(file)
@@ -176,18 +208,33 @@ func check(files []string, show func(report, io.Writer, io.Writer) error, stdout
 }
 
 // examine reads a configuration file and the ignore files that it names.
-func examine(file string) report {
+func (o *dialectOptions) examine(file string) report {
 	r := report{File: file}
-	c, warnings, err := conf.Load(file)
+	c, warnings, err := o.load(file)
 	if err == nil {
 		var ofIgnore []conf.Warning
-		_, ofIgnore, err = conf.LoadIgnore(c.Detect.Ignore...)
+		ofIgnore, err = o.examineIgnore(c.Detect.Ignore)
 		warnings = append(warnings, ofIgnore...)
 	}
 	r.OK = err == nil
 	r.Warnings = warnings
 	errors.As(err, &r.Faults)
 	return r
+}
+
+// examineIgnore reads ignore files. For PortSentry 1.2, which goes on without
+// them, their faults are warnings.
+func (o *dialectOptions) examineIgnore(files []string) ([]conf.Warning, error) {
+	if !o.isPortSentry1() {
+		_, warnings, err := conf.LoadIgnore(files...)
+		return warnings, err
+	}
+	_, warnings, err := conf.LoadPortSentry1Ignore(files...)
+	faults, _ := errors.AsType[conf.Faults](err)
+	for _, f := range faults {
+		warnings = append(warnings, conf.Warning{Place: f.Place, Text: f.Text, Upstream: f.Upstream})
+	}
+	return warnings, nil
 }
 
 func printReport(r report, stdout, stderr io.Writer) error {

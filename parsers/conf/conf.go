@@ -16,6 +16,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -72,10 +73,19 @@ type Ban struct {
 	Evidence Evidence // what a ban has to rest on; default EvidenceOff: no bans
 	TCP, UDP Reaction // to a scan over that protocol, for EvidenceClassic; default ReactOff
 
-	// File is where PortSentry 2 keeps banned sources across restarts.
-	// Default: none.
-	File string
+	// File is PortSentry's file of banned sources. Default: none.
+	File       string
+	FileFormat BanFileFormat // of File; default BanFilePortSentry2
 }
+
+// BanFileFormat is the form of the file of banned sources.
+type BanFileFormat string
+
+// The forms of the file of banned sources.
+const (
+	BanFilePortSentry2 BanFileFormat = "portsentry2" // PortSentry 2's: binary addresses, kept across restarts
+	BanFilePortSentry1 BanFileFormat = "portsentry1" // PortSentry 1.2's: the lines of its history, emptied at every start
+)
 
 // Evidence says what a ban has to rest on.
 type Evidence string
@@ -113,6 +123,10 @@ type Log struct {
 	History   string // append a record of each to this file; default none
 	Resolve   bool   // look up the name of a source; default false
 
+	// ResolveWithin is how long a name may take; then the line carries the
+	// address. It matters only with Resolve. Default: DefaultResolveWithin.
+	ResolveWithin time.Duration
+
 	Format        LineFormat    // of the lines, but not of the records; default LinesPortSentry2
 	HistoryFormat HistoryFormat // of the records; default HistoryPortSentry2
 }
@@ -138,6 +152,9 @@ const (
 // DefaultSyslogTag is the program name in syslog when none is set.
 const DefaultSyslogTag = "portsnare"
 
+// DefaultResolveWithin is how long a name may take when nothing is set.
+const DefaultResolveWithin = time.Second
+
 // Events says where JSON events go.
 type Events struct {
 	JSON string // a file, or "-" for standard output; default none
@@ -148,6 +165,18 @@ type Output struct {
 	// Settings are the module's own: strings, int64s, bools, lists ([]any)
 	// and tables (map[string]any) of these. Nil when there are none.
 	Settings map[string]any
+}
+
+// Text returns a setting that is a string, and "" if there is none.
+func (o Output) Text(name string) string {
+	s, _ := o.Settings[name].(string)
+	return s
+}
+
+// Flag returns a setting that is true or false, and false if there is none.
+func (o Output) Flag(name string) bool {
+	b, _ := o.Settings[name].(bool)
+	return b
 }
 
 // Sniffed returns the ports to watch on the interfaces, which are none in mode
@@ -179,9 +208,11 @@ func (c *Config) fillDefaults() {
 	c.Ban.Evidence = cmp.Or(c.Ban.Evidence, EvidenceOff)
 	c.Ban.TCP = cmp.Or(c.Ban.TCP, ReactOff)
 	c.Ban.UDP = cmp.Or(c.Ban.UDP, ReactOff)
+	c.Ban.FileFormat = cmp.Or(c.Ban.FileFormat, BanFilePortSentry2)
 	c.Log.SyslogTag = cmp.Or(c.Log.SyslogTag, DefaultSyslogTag)
 	c.Log.Format = cmp.Or(c.Log.Format, LinesPortSentry2)
 	c.Log.HistoryFormat = cmp.Or(c.Log.HistoryFormat, HistoryPortSentry2)
+	c.Log.ResolveWithin = cmp.Or(c.Log.ResolveWithin, DefaultResolveWithin)
 }
 
 //go:embed default.toml

@@ -328,7 +328,7 @@ func parse(name string, text []byte) (Config, []Warning, error) {
 		if err != nil {
 			return Config{}, nil, fmt.Errorf("first line of %s: %w", name, err)
 		}
-		read = portSentry1(words)
+		read = new(PortSentry1).dialect(words)
 	case strings.HasPrefix(name, "connect-"):
 		read = portSentry2(Trap)
 	default:

@@ -63,7 +63,7 @@ var debianModes = map[string]detector.Proto{"TCP_MODE": detector.TCP, "UDP_MODE"
 func (d *diagnosis) debianMode(place Place, proto detector.Proto, value string) ModeWord {
 	var allowed []ModeWord
 	for _, word := range modeWords {
-		if word.proto() == proto {
+		if word.Proto() == proto {
 			allowed = append(allowed, word)
 		}
 	}

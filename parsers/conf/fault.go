@@ -66,6 +66,12 @@ func (fs Faults) Error() string {
 	return b.String()
 }
 
+// Unreadable reports whether the file could not be read at all, so that nothing
+// is known of what it says.
+func (fs Faults) Unreadable() bool {
+	return slices.ContainsFunc(fs, func(f Fault) bool { return f.Err != nil })
+}
+
 // Unwrap returns every fault as an error.
 func (fs Faults) Unwrap() []error {
 	errs := make([]error, len(fs))

@@ -44,7 +44,7 @@ func FuzzPortSentry1(f *testing.F) {
 		if err != nil {
 			return
 		}
-		c, _, err := portSentry1(words).parse("portsentry.conf", text)
+		c, _, err := new(PortSentry1).dialect(words).parse("portsentry.conf", text)
 		checkParsed(t, text, c, err)
 	})
 }

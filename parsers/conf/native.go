@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -34,6 +35,8 @@ var nativeKeys = map[string]setter{
 	"ban.udp":      text(func(c *Config) *Reaction { return &c.Ban.UDP }),
 	"ban.file":     text(func(c *Config) *string { return &c.Ban.File }),
 
+	"ban.file_format": text(func(c *Config) *BanFileFormat { return &c.Ban.FileFormat }),
+
 	"trap.tcp_ports": ports(detector.TCP, func(c *Config) *detector.PortSet { return &c.Trap.TCPPorts }),
 	"trap.udp_ports": ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Trap.UDPPorts }),
 	"trap.banner":    text(func(c *Config) *string { return &c.Trap.Banner }),
@@ -45,6 +48,7 @@ var nativeKeys = map[string]setter{
 	"log.format":         text(func(c *Config) *LineFormat { return &c.Log.Format }),
 	"log.history_format": text(func(c *Config) *HistoryFormat { return &c.Log.HistoryFormat }),
 	"log.resolve":        when(func(c *Config) *bool { return &c.Log.Resolve }),
+	"log.resolve_within": resolveWithin,
 
 	"events.json": text(func(c *Config) *string { return &c.Events.JSON }),
 }
@@ -59,7 +63,24 @@ func parseNative(d *diagnosis, text []byte) Config {
 	}
 	d.findKeys(text)
 	c.setTable(d, "", root)
+	c.wantActions(d)
 	return c
+}
+
+// wantActions records the reactions that nothing carries out.
+func (c *Config) wantActions(d *diagnosis) {
+	want := func(r Reaction, key string) {
+		if c.Ban.Evidence != EvidenceClassic || !c.lacksMeans(r) {
+			return
+		}
+		if r == ReactBan {
+			d.fault(d.at(key), `"ban" needs route or command in [output.runcmd.settings], or line in [output.hostsdeny.settings]`)
+			return
+		}
+		d.fault(d.at(key), `"command" needs command in [output.runcmd.settings]`)
+	}
+	want(c.Ban.TCP, "ban.tcp")
+	want(c.Ban.UDP, "ban.udp")
 }
 
 // syntaxFault describes an error of the TOML decoder.
@@ -79,6 +100,7 @@ func (c *Config) setTable(d *diagnosis, prefix string, table map[string]any) {
 		key, value := prefix+bareOrQuoted(name), table[name]
 		if set, ok := nativeKeys[key]; ok {
 			for _, f := range set(c, value) {
+				f.Upstream = "" // PortSentry has no such file
 				d.add(d.at(key), f)
 			}
 			continue
@@ -284,6 +306,34 @@ func trigger(c *Config, value any) Faults {
 		return Faults{{Text: fmt.Sprintf("%d is not a number from 0 to %d", n, maxTrigger)}}
 	}
 	c.Detect.Trigger = int(n)
+	return nil
+}
+
+// The bounds of log.resolve_within: what a resolver next door needs, and what
+// the line of an event may be late.
+const (
+	minResolveWithin = 10 * time.Millisecond
+	maxResolveWithin = 30 * time.Second
+)
+
+func resolveWithin(c *Config, value any) Faults {
+	const want = `a duration such as "500ms" or "2s"`
+	s, ok := value.(string)
+	if !ok {
+		return wrongType(want, value)
+	}
+	if s == "" {
+		c.Log.ResolveWithin = 0
+		return nil
+	}
+	within, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return Faults{{Text: fmt.Sprintf("want %s, got %q", want, s)}}
+	case within < minResolveWithin || within > maxResolveWithin:
+		return Faults{{Text: fmt.Sprintf("%s is not from %s to %s", s, minResolveWithin, maxResolveWithin)}}
+	}
+	c.Log.ResolveWithin = within
 	return nil
 }
 

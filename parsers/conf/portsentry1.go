@@ -44,10 +44,10 @@ func checkModeWords(words []ModeWord) error {
 		if !slices.Contains(modeWords, word) {
 			return fmt.Errorf("%q is no mode; use %s", word, listWords(modeWords))
 		}
-		if other, twice := chosen[word.proto()]; twice {
-			return fmt.Errorf("%s and %s are both for %s; choose one", other, word, word.proto())
+		if other, twice := chosen[word.Proto()]; twice {
+			return fmt.Errorf("%s and %s are both for %s; choose one", other, word, word.Proto())
 		}
-		chosen[word.proto()] = word
+		chosen[word.Proto()] = word
 	}
 	return nil
 }
@@ -69,36 +69,65 @@ func listWords(words []ModeWord) string {
 	return b.String()
 }
 
-func (w ModeWord) proto() detector.Proto {
+// Proto returns the protocol that the mode is for.
+func (w ModeWord) Proto() detector.Proto {
 	if strings.HasSuffix(string(w), "udp") {
 		return detector.UDP
 	}
 	return detector.TCP
 }
 
-// opens reports whether the mode opens its ports.
-func (w ModeWord) opens() bool { return w == "tcp" || w == "udp" }
+// Opens reports whether the mode opens its ports; the others sniff.
+func (w ModeWord) Opens() bool { return w == "tcp" || w == "udp" }
 
-// advanced reports whether the mode watches the low ports instead of a list.
-func (w ModeWord) advanced() bool { return w[0] == 'a' }
+// Advanced reports whether the mode watches the low ports instead of a list.
+func (w ModeWord) Advanced() bool { return w == "atcp" || w == "audp" }
+
+// A PortSentry1 is a configuration of PortSentry 1.2, with what its program
+// tells or does and a Config cannot say.
+type PortSentry1 struct {
+	Config
+
+	// LowPorts has an entry for each advanced mode, in the order in which the
+	// modes were given.
+	LowPorts []LowPorts
+
+	// Idle are the reactions that nothing carries out. PortSentry 1.2 starts
+	// all the same, and reports every scan as one that it could not block; the
+	// native form of the Config is refused for each.
+	Idle Faults
+}
+
+// LowPorts are the ports of an advanced mode: those from 1 to Limit-1 but the
+// excluded ones.
+type LowPorts struct {
+	Word     ModeWord
+	Limit    int      // of ADVANCED_PORTS_..., or 1024
+	Excluded []uint16 // of ADVANCED_EXCLUDE_..., in the order of the file
+}
 
 // LoadPortSentry1 reads a configuration of PortSentry 1.2 for a program that was
 // started once with each of words, of which there is at most one for a
-// protocol. An error is always a [Faults].
-func LoadPortSentry1(path string, words ...ModeWord) (Config, []Warning, error) {
-	return load(path, portSentry1(words), func(path string) string {
+// protocol. Ban.File is the file of the first one. An error is always a
+// [Faults].
+func LoadPortSentry1(path string, words ...ModeWord) (PortSentry1, []Warning, error) {
+	var p PortSentry1
+	c, warnings, err := load(path, p.dialect(words), func(path string) string {
 		return "adminalert: Cannot open config file: " + path + ". Exiting"
 	})
+	p.Config = c
+	return p, warnings, err
 }
 
-// portSentry1 returns the dialect of PortSentry 1.2 in the given modes.
-func portSentry1(words []ModeWord) dialect {
+// dialect returns the dialect of PortSentry 1.2 in the given modes. It leaves in
+// p what the Config cannot say.
+func (p *PortSentry1) dialect(words []ModeWord) dialect {
 	return func(d *diagnosis, text []byte) Config {
 		if err := checkModeWords(words); err != nil {
 			d.fault(Place{File: d.file}, "%v", err)
 			return Config{}
 		}
-		f := portSentry1File{diagnosis: d, entries: make(map[string]portSentry1Entry)}
+		f := portSentry1File{diagnosis: d, result: p, entries: make(map[string]portSentry1Entry)}
 		f.read(text)
 		if len(d.faults) > 0 {
 			return Config{} // a key whose value is no text would seem to be missing too
@@ -110,6 +139,7 @@ func portSentry1(words []ModeWord) dialect {
 // A portSentry1File is a file taken apart.
 type portSentry1File struct {
 	*diagnosis
+	result  *PortSentry1                // what is said of it there belongs to no Config
 	entries map[string]portSentry1Entry // by key: its first
 }
 
@@ -136,6 +166,7 @@ var portSentry1Numbers = map[string]portSentry1Number{
 	"BLOCK_UDP":          {highest: 2, above: 0},
 	"RESOLVE_HOST":       {highest: 1, above: 1},
 	"KILL_RUN_CMD_FIRST": {highest: 1, above: 1},
+	"KILL_IGNORE_STATUS": {highest: 1, above: 1},
 }
 
 // read collects the entries of text, and warns of all that is passed over.
@@ -214,7 +245,21 @@ func (f *portSentry1File) config(words []ModeWord) Config {
 	}
 	f.wantActions(&c)
 	f.watch(&c, words)
+	f.nameBanFile(&c, words)
 	return c
+}
+
+// nameBanFile names the file of banned sources as the program does, which is
+// started once for each mode and keeps a file for each.
+func (f *portSentry1File) nameBanFile(c *Config, words []ModeWord) {
+	c.Ban.FileFormat = BanFilePortSentry1
+	if c.Ban.File == "" {
+		return
+	}
+	c.Ban.File += "." + string(words[0])
+	if len(words) > 1 {
+		f.warn(f.place("BLOCKED_FILE"), "PortSentry 1.2 keeps a file for each mode; here %s is the one for all", c.Ban.File)
+	}
 }
 
 // require records a fault for every key that is missing.
@@ -289,27 +334,28 @@ func leadingDigits(s string) (n int, rest string) {
 	return n, s[digits:]
 }
 
-// wantActions warns of reactions without a means.
+// wantActions warns of reactions that nothing carries out.
 func (f *portSentry1File) wantActions(c *Config) {
-	command := c.hasSetting("runcmd", "command")
-	anything := command || c.hasSetting("runcmd", "route") || c.hasSetting("hostsdeny", "line")
-	warn := func(r Reaction, key string) {
-		switch {
-		case r == ReactBan && !anything:
-			f.warn(f.place(key), "nothing is done without KILL_ROUTE, KILL_HOSTS_DENY or KILL_RUN_CMD")
-		case r == ReactCommand && !command:
-			f.warn(f.place(key), "nothing is done without KILL_RUN_CMD")
+	want := func(r Reaction, key string) {
+		if !c.lacksMeans(r) {
+			return
 		}
+		text := "nothing is done without KILL_RUN_CMD"
+		if r == ReactBan {
+			text = "nothing is done without KILL_ROUTE, KILL_HOSTS_DENY or KILL_RUN_CMD"
+		}
+		f.warn(f.place(key), "%s", text)
+		f.result.Idle = append(f.result.Idle, Fault{Place: f.place(key), Text: text + "; set one, or the key to 0"})
 	}
-	warn(c.Ban.TCP, "BLOCK_TCP")
-	warn(c.Ban.UDP, "BLOCK_UDP")
+	want(c.Ban.TCP, "BLOCK_TCP")
+	want(c.Ban.UDP, "BLOCK_UDP")
 }
 
 // watch sets the mode and the ports that the words choose.
 func (f *portSentry1File) watch(c *Config, words []ModeWord) {
 	opened := 0
 	for _, word := range words {
-		if word.opens() {
+		if word.Opens() {
 			opened++
 		}
 	}
@@ -323,10 +369,10 @@ func (f *portSentry1File) watch(c *Config, words []ModeWord) {
 	}
 	for _, word := range words {
 		tcp, udp, table := &c.Detect.TCPPorts, &c.Detect.UDPPorts, "detect"
-		if c.Mode == Both && word.opens() {
+		if c.Mode == Both && word.Opens() {
 			tcp, udp, table = &c.Trap.TCPPorts, &c.Trap.UDPPorts, "trap"
 		}
-		if word.proto() == detector.UDP {
+		if word.Proto() == detector.UDP {
 			*udp = f.ports(word, table+".udp_ports")
 		} else {
 			*tcp = f.ports(word, table+".tcp_ports")
@@ -336,10 +382,10 @@ func (f *portSentry1File) watch(c *Config, words []ModeWord) {
 
 // ports returns the ports of one mode, which go to a native key.
 func (f *portSentry1File) ports(word ModeWord, native string) detector.PortSet {
-	if word.advanced() {
-		return f.lowPorts(word.proto(), native)
+	if word.Advanced() {
+		return f.lowPorts(word, native)
 	}
-	key := word.proto().String() + "_PORTS"
+	key := word.Proto().String() + "_PORTS"
 	entry := f.entries[key]
 	if entry.value == "" {
 		f.add(f.place(key), Fault{
@@ -349,11 +395,19 @@ func (f *portSentry1File) ports(word ModeWord, native string) detector.PortSet {
 		return detector.PortSet{}
 	}
 	f.places[native] = entry.Place
-	ports := f.portList(entry)
+	ports := portSetOf(f.portList(entry))
 	if ports.Len() == 0 {
 		f.fault(entry.Place, "lists no port")
 	}
 	return ports
+}
+
+func portSetOf(ports []uint16) detector.PortSet {
+	ranges := make([]detector.PortRange, len(ports))
+	for i, port := range ports {
+		ranges[i] = detector.PortRange{First: port, Last: port}
+	}
+	return detector.NewPortSet(ranges...)
 }
 
 // maxPortSentry1Ports is how many ports of a list PortSentry 1.2 watches.
@@ -361,9 +415,9 @@ const maxPortSentry1Ports = 64
 
 // portList reads a list of ports as PortSentry 1.2 does, except that it may be
 // longer and that what is no port is left out.
-func (f *portSentry1File) portList(entry portSentry1Entry) detector.PortSet {
+func (f *portSentry1File) portList(entry portSentry1Entry) []uint16 {
 	var (
-		ranges []detector.PortRange
+		ports  []uint16
 		tokens int
 	)
 	for token := range strings.SplitSeq(entry.value, ",") {
@@ -379,12 +433,12 @@ func (f *portSentry1File) portList(entry portSentry1Entry) detector.PortSet {
 		case rest != "":
 			f.warn(entry.Place, "%q counts as %d", token, n)
 		}
-		ranges = append(ranges, detector.PortRange{First: uint16(n), Last: uint16(n)})
+		ports = append(ports, uint16(n))
 	}
 	if tokens > maxPortSentry1Ports {
 		f.warn(entry.Place, "all %d ports count; PortSentry 1.2 watches the first %d", tokens, maxPortSentry1Ports)
 	}
-	return detector.NewPortSet(ranges...)
+	return ports
 }
 
 const (
@@ -397,18 +451,20 @@ const (
 //
 // Port 0 is no port to us. PortSentry 1.2 watches every port if none is
 // excluded; that is not what the key says, and we do what it says.
-func (f *portSentry1File) lowPorts(proto detector.Proto, native string) detector.PortSet {
-	limitKey, limit := "ADVANCED_PORTS_"+proto.String(), defaultLowPorts
+func (f *portSentry1File) lowPorts(word ModeWord, native string) detector.PortSet {
+	proto := word.Proto().String()
+	low := LowPorts{Word: word, Limit: defaultLowPorts}
+	limitKey := "ADVANCED_PORTS_" + proto
 	if entry := f.entries[limitKey]; entry.value != "" {
-		limit = f.number(entry, portSentry1Number{highest: maxPort + 1, above: maxPort + 1})
+		low.Limit = f.number(entry, portSentry1Number{highest: maxPort + 1, above: maxPort + 1})
 	}
-	var excluded detector.PortSet
-	if entry := f.entries["ADVANCED_EXCLUDE_"+proto.String()]; entry.value != "" {
-		excluded = f.portList(entry)
+	if entry := f.entries["ADVANCED_EXCLUDE_"+proto]; entry.value != "" {
+		low.Excluded = f.portList(entry)
 	}
+	f.result.LowPorts = append(f.result.LowPorts, low)
 	place := f.place(limitKey)
 	f.places[native] = place
-	ports := portsBelow(limit, excluded)
+	ports := portsBelow(low.Limit, portSetOf(low.Excluded))
 	if ports.Len() == 0 {
 		f.fault(place, "leaves no port to watch")
 	}

@@ -97,12 +97,12 @@ func TestPortsBelow(t *testing.T) {
 func TestPortSentry1WatchesWhatItIsToldTo(t *testing.T) {
 	text := read(t, "testdata/convert/v1-debian.conf")
 	for _, word := range modeWords {
-		c, _, err := portSentry1([]ModeWord{word}).parse("p.conf", text)
+		c, _, err := new(PortSentry1).dialect([]ModeWord{word}).parse("p.conf", text)
 		if err != nil {
 			t.Fatalf("mode %s: %v", word, err)
 		}
 		watched, other := c.Detect.TCPPorts, c.Detect.UDPPorts
-		if word.proto() == detector.UDP {
+		if word.Proto() == detector.UDP {
 			watched, other = other, watched
 		}
 		if watched.Len() == 0 || other.Len() > 0 {

@@ -53,17 +53,18 @@ var portSentryKeys = map[string]portSentryKey{
 		c.Log.History = v
 		return nil
 	}},
-	"RESOLVE_HOST": {"log.resolve", func(c *Config, v string) Faults { return oneOf(&c.Log.Resolve, v, switches) }},
-	"KILL_ROUTE":   {"output.runcmd.settings.route", setting("runcmd", "route")},
-	"KILL_RUN_CMD": {"output.runcmd.settings.command", setting("runcmd", "command")},
-	"KILL_RUN_CMD_FIRST": {"output.runcmd.settings.command_first", func(c *Config, v string) Faults {
-		var first bool
-		faults := oneOf(&first, v, switches)
-		c.setOutput("runcmd", "command_first", first)
-		return faults
-	}},
-	"KILL_HOSTS_DENY": {"output.hostsdeny.settings.line", setting("hostsdeny", "line")},
+	"RESOLVE_HOST":       {"log.resolve", func(c *Config, v string) Faults { return oneOf(&c.Log.Resolve, v, switches) }},
+	"KILL_ROUTE":         {"output.runcmd.settings.route", setting("runcmd", "route")},
+	"KILL_RUN_CMD":       {"output.runcmd.settings.command", setting("runcmd", "command")},
+	"KILL_RUN_CMD_FIRST": {"output.runcmd.settings.command_first", switchSetting("runcmd", "command_first")},
+	"KILL_HOSTS_DENY":    {"output.hostsdeny.settings.line", setting("hostsdeny", "line")},
+	keyIgnoreStatus:      {"output.runcmd.settings.ignore_status", switchSetting("runcmd", "ignore_status")},
 }
+
+// keyIgnoreStatus is a key of our own: to PortSentry every command succeeds, and
+// whoever relies on that says so here. PortSentry 2 refuses it as unknown, and
+// PortSentry 1.2 passes over it.
+const keyIgnoreStatus = "KILL_IGNORE_STATUS"
 
 // reactions and switches are values by the digit that selects them.
 var (
@@ -174,7 +175,7 @@ func (c *Config) setPortSentry(d *diagnosis, place Place, value string) {
 		if strings.Trim(value, ",") == "" {
 			faults = Faults{{Text: "lists no port", Upstream: "Unable to parse " + place.Key + " directive in config file"}}
 		}
-	} else if len(faults) > 0 {
+	} else if len(faults) > 0 && place.Key != keyIgnoreStatus {
 		faults[0].Upstream = "Invalid config file entry for " + place.Key
 	}
 	for _, f := range faults {
@@ -191,11 +192,11 @@ func (c *Config) checkPortSentry(d *diagnosis) {
 			Upstream: "Selected mode: " + c.portSentryMode() + ", but no TCP_PORTS or UDP_PORTS specified in config file",
 		})
 	}
-	if c.reacts(ReactCommand) && !c.hasSetting("runcmd", "command") {
+	if c.reacts(ReactCommand) && c.lacksMeans(ReactCommand) {
 		const text = "KILL_RUN_CMD must be specified if BLOCK_TCP or BLOCK_UDP is set to 2"
 		d.add(whole, Fault{Text: text, Upstream: text})
 	}
-	if c.reacts(ReactBan) && !c.hasSetting("hostsdeny", "line") && !c.hasSetting("runcmd", "route") {
+	if c.reacts(ReactBan) && c.Outputs["hostsdeny"].Text("line") == "" && c.Outputs["runcmd"].Text("route") == "" {
 		const text = "KILL_HOSTS_DENY and/or KILL_ROUTE must be specified if BLOCK_TCP or BLOCK_UDP is set to 1"
 		d.add(whole, Fault{Text: text, Upstream: text})
 	}
@@ -214,9 +215,16 @@ func (c *Config) bans() bool { return c.reacts(ReactBan) || c.reacts(ReactComman
 
 func (c *Config) reacts(r Reaction) bool { return c.Ban.TCP == r || c.Ban.UDP == r }
 
-func (c *Config) hasSetting(output, name string) bool {
-	_, ok := c.Outputs[output].Settings[name]
-	return ok
+// lacksMeans reports whether no setting says how to carry out a reaction.
+func (c *Config) lacksMeans(r Reaction) bool {
+	runcmd, hostsdeny := c.Outputs["runcmd"], c.Outputs["hostsdeny"]
+	switch r {
+	case ReactCommand:
+		return runcmd.Text("command") == ""
+	case ReactBan:
+		return runcmd.Text("command") == "" && runcmd.Text("route") == "" && hostsdeny.Text("line") == ""
+	}
+	return false
 }
 
 // setOutput sets one setting of an output.
@@ -237,6 +245,16 @@ func setting(output, name string) func(*Config, string) Faults {
 	return func(c *Config, v string) Faults {
 		c.setOutput(output, name, v)
 		return nil
+	}
+}
+
+// switchSetting is [setting] for one that is on or off.
+func switchSetting(output, name string) func(*Config, string) Faults {
+	return func(c *Config, v string) Faults {
+		var on bool
+		faults := oneOf(&on, v, switches)
+		c.setOutput(output, name, on)
+		return faults
 	}
 }
 

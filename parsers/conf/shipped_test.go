@@ -123,7 +123,7 @@ func TestShippedWithEverythingInForce(t *testing.T) {
 			if err != nil {
 				t.Errorf("BLOCK_TCP %s, mode %s: %v", reaction, mode, err)
 			}
-			if !c.hasSetting("runcmd", "route") || !c.hasSetting("hostsdeny", "line") || c.Trap.Banner == "" {
+			if c.Outputs["runcmd"].Text("route") == "" || c.Outputs["hostsdeny"].Text("line") == "" || c.Trap.Banner == "" {
 				t.Errorf("BLOCK_TCP %s, mode %s: %+v lacks a setting", reaction, mode, c)
 			}
 		}
@@ -135,7 +135,7 @@ func TestShippedWithEverythingInForce(t *testing.T) {
 func TestShippedForPortSentry1(t *testing.T) {
 	text := string(read(t, shippedConfig))
 	keys := onlyInForce(text, func(_ int, key string) bool { return !isPortList(key) })
-	got, _, err := portSentry1([]ModeWord{"atcp", "audp"}).parse("portsentry.conf", []byte(keys))
+	got, _, err := new(PortSentry1).dialect([]ModeWord{"atcp", "audp"}).parse("portsentry.conf", []byte(keys))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,6 @@ func (c *Config) validate(d *diagnosis) {
 			d.fault(d.at("detect.ignore"), "file %d has no name", i+1)
 		}
 	}
-	validatePath(d, "ban.file", c.Ban.File)
 	c.validateFiles(d)
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
@@ -45,6 +44,7 @@ func (c *Config) validate(d *diagnosis) {
 		if !isOutputName(name) {
 			d.fault(d.at("output."+bareOrQuoted(name)), "%q is no output name; use up to %d lower-case letters, digits, - and _", name, maxOutputName)
 		}
+		validateSettings(d, name, c.Outputs[name])
 	}
 	// A faulty list of ports leaves its set empty: that is no second fault.
 	if len(d.faults) == 0 && c.lacksPorts() {
@@ -53,6 +53,8 @@ func (c *Config) validate(d *diagnosis) {
 }
 
 var lineFormats = []LineFormat{LinesPortSentry2, LinesPortSentry1}
+
+var banFileFormats = []BanFileFormat{BanFilePortSentry2, BanFilePortSentry1}
 
 var historyFormats = []HistoryFormat{HistoryPortSentry2, HistoryPortSentry1}
 
@@ -68,19 +70,51 @@ func (c *Config) lacksPorts() bool {
 
 // validateFiles makes sure that no two outputs write to the same place.
 func (c *Config) validateFiles(d *diagnosis) {
-	history, events := c.Log.History, c.Events.JSON
-	validatePath(d, "log.history", history)
-	validatePath(d, "events.json", events)
-	switch {
-	case events == "":
-	case events == "-":
-		if !c.Log.NoStdout {
-			d.fault(d.at("events.json"), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
+	const json, history, banned = "events.json", "log.history", "ban.file"
+	writers := []struct{ key, path string }{{history, c.Log.History}, {json, c.Events.JSON}, {banned, c.Ban.File}}
+	for i, w := range writers {
+		validatePath(d, w.key, w.path)
+		for _, other := range writers[:i] {
+			if w.path != "" && filepath.Clean(w.path) == filepath.Clean(other.path) {
+				d.fault(d.at(w.key), "this is the file of %s; two writers would tear each other's records, so name another", other.key)
+			}
 		}
-	case history != "" && filepath.Clean(events) == filepath.Clean(history):
-		d.fault(d.at("events.json"), "this is the file of log.history; two writers would tear each other's records, so name another")
+	}
+	if c.Events.JSON == "-" && !c.Log.NoStdout {
+		d.fault(d.at(json), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
 	}
 }
+
+// outputSettings are the settings of the outputs that this release has: for each
+// the kind of value that it takes.
+var outputSettings = map[string]map[string]any{
+	"runcmd":    {"route": "", "command": "", "command_first": false, "ignore_status": false},
+	"hostsdeny": {"line": "", "file": ""},
+}
+
+// validateSettings checks the settings of an output, if it is one we know.
+func validateSettings(d *diagnosis, name string, o Output) {
+	kinds, known := outputSettings[name]
+	if !known {
+		return
+	}
+	for _, setting := range slices.Sorted(maps.Keys(o.Settings)) {
+		place := d.at("output." + name + ".settings." + bareOrQuoted(setting))
+		kind, known := kinds[setting]
+		switch value := o.Settings[setting]; {
+		case !known:
+			d.fault(place, "unknown setting; %s has %s", name, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
+		case tomlType(value) != tomlType(kind):
+			d.add(place, wrongType(tomlType(kind), value)[0])
+		case strings.ContainsFunc(o.Text(setting), breaksLine):
+			d.fault(place, "holds a control character; put what needs several lines into a script")
+		}
+	}
+}
+
+// breaksLine reports whether r would break the line that tells of a command, or
+// a line of hosts.deny.
+func breaksLine(r rune) bool { return r != '\t' && unicode.IsControl(r) }
 
 func (c *Config) validateMode(d *diagnosis) {
 	switch c.Mode {
@@ -131,6 +165,9 @@ func (c *Config) validateBan(d *diagnosis) {
 	}
 	validateReaction(d, "ban.tcp", c.Ban.TCP)
 	validateReaction(d, "ban.udp", c.Ban.UDP)
+	if !slices.Contains(banFileFormats, c.Ban.FileFormat) {
+		d.fault(d.at("ban.file_format"), `%q is no form of the file; use "portsentry2" or "portsentry1"`, c.Ban.FileFormat)
+	}
 }
 
 func validateReaction(d *diagnosis, key string, r Reaction) {
@@ -176,7 +213,8 @@ func isOutputName(name string) bool {
 func (c *Config) warn(d *diagnosis) {
 	c.warnOfLateAnswers(d)
 	c.warnOfOtherModes(d)
-	c.warnOfLaterReleases(d)
+	c.warnOfOtherOutputs(d)
+	c.warnOfTargets(d)
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
 }
 
@@ -227,46 +265,24 @@ func (c *Config) warnOfOtherModes(d *diagnosis) {
 	warn(apart && c.Detect.UDPPorts.Len() > 0, "detect.udp_ports", unwatched)
 }
 
-// warnOfLaterReleases says which settings have no effect yet: whoever asks for
-// a ban must not believe that there will be one.
-func (c *Config) warnOfLaterReleases(d *diagnosis) {
-	const kept = "; the setting is kept"
-	if c.Ban.Evidence == EvidenceClassic {
-		const text = "this release reports and bans nobody" + kept
-		if c.Ban.TCP != ReactOff {
-			d.warn(d.at("ban.tcp"), text)
+// warnOfOtherOutputs says which outputs are not there yet: whoever configures
+// one must not believe that it acts.
+func (c *Config) warnOfOtherOutputs(d *diagnosis) {
+	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
+		if _, known := outputSettings[name]; !known {
+			d.warn(d.at("output."+name), "this release has the outputs hostsdeny and runcmd only and starts no other; the setting is kept")
 		}
-		if c.Ban.UDP != ReactOff {
-			d.warn(d.at("ban.udp"), text)
-		}
-	}
-	if c.Ban.File != "" {
-		d.warn(d.at("ban.file"), "this release bans nobody and leaves the file alone"+kept)
-	}
-	if c.Log.Resolve {
-		d.warn(d.at("log.resolve"), "this release looks up no names; lines carry the address"+kept)
-	}
-	for _, place := range c.outputPlaces(d) {
-		d.warn(place, "this release starts no outputs and bans nobody"+kept)
 	}
 }
 
-// outputPlaces returns the places of the [output.NAME] blocks or, in a dialect
-// that has none, of the keys that became their settings.
-func (c *Config) outputPlaces(d *diagnosis) []Place {
-	var places []Place
-	for name, output := range c.Outputs {
-		key := "output." + name
-		if block, ok := d.places[key]; ok {
-			places = append(places, block)
-			continue
-		}
-		for setting := range output.Settings {
-			places = append(places, d.at(key+".settings."+setting))
+// warnOfTargets says which settings lack the source that they are to ban.
+// PortSentry skips them too.
+func (c *Config) warnOfTargets(d *diagnosis) {
+	warn := func(output, setting string) {
+		if text := c.Outputs[output].Text(setting); text != "" && !strings.Contains(text, "$TARGET$") {
+			d.warn(d.at("output."+output+".settings."+setting), "never carried out, because it does not say $TARGET$, which stands for the source")
 		}
 	}
-	slices.SortFunc(places, func(a, b Place) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
-	})
-	return places
+	warn("runcmd", "route")
+	warn("hostsdeny", "line")
 }

@@ -28,6 +28,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("tcp", string(c.Ban.TCP), string(ReactOff))
 	w.textUnless("udp", string(c.Ban.UDP), string(ReactOff))
 	w.textUnless("file", c.Ban.File, "")
+	w.textUnless("file_format", string(c.Ban.FileFormat), string(BanFilePortSentry2))
 
 	w.table("trap")
 	w.textUnless("tcp_ports", c.Trap.TCPPorts.String(), "")
@@ -42,6 +43,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("history", c.Log.History, "")
 	w.textUnless("history_format", string(c.Log.HistoryFormat), string(HistoryPortSentry2))
 	w.pairIf(c.Log.Resolve, "resolve", true)
+	w.textUnless("resolve_within", c.Log.ResolveWithin.String(), DefaultResolveWithin.String())
 
 	w.table("events")
 	w.textUnless("json", c.Events.JSON, "")
