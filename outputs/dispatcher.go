@@ -9,6 +9,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/outputs/names"
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 // not fit into its bounded queues is dropped, oldest first, and counted.
 type Dispatcher struct {
 	enforcer *enforcer
+	naming   *names.Stage // nil: sources have no names
 	out      []*lane
 
 	numbering sync.Mutex // held from giving a number to queueing it
@@ -45,9 +47,10 @@ type Named struct {
 }
 
 // NewDispatcher returns a dispatcher that puts bans in force as e says and hands
-// events to the given outputs. It does nothing until Run.
-func NewDispatcher(log *logrus.Entry, e Enforcement, events []Named) *Dispatcher {
-	d := &Dispatcher{enforcer: newEnforcer(e, log), queue: newQueue[detector.Decision]()}
+// events to the given outputs, after naming has found out the names of their
+// sources; it may be nil. The dispatcher does nothing until Run.
+func NewDispatcher(log *logrus.Entry, e Enforcement, naming *names.Stage, events []Named) *Dispatcher {
+	d := &Dispatcher{enforcer: newEnforcer(e, log), naming: naming, queue: newQueue[detector.Decision]()}
 	for _, o := range events {
 		d.out = append(d.out, &lane{
 			name: o.Name, output: o.Output, queue: newQueue[detector.Event](),
@@ -115,14 +118,32 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	for _, l := range d.out {
 		lanes.Go(func() { l.run(drain) })
 	}
-	batch := make([]detector.Decision, 0, batchLimit)
-	for d.queue.pop(&batch) {
-		d.enforcer.settle(drain, batch, d.deliver)
+	if d.naming == nil {
+		d.settle(drain, d.deliver)
+	} else {
+		d.settleAndName(ctx, drain)
 	}
 	for _, l := range d.out {
 		l.queue.close()
 	}
 	lanes.Wait()
+}
+
+// settle completes events until the queue is closed and empty.
+func (d *Dispatcher) settle(ctx context.Context, deliver func([]detector.Event)) {
+	batch := make([]detector.Decision, 0, batchLimit)
+	for d.queue.pop(&batch) {
+		d.enforcer.settle(ctx, batch, deliver)
+	}
+}
+
+// settleAndName is settle with names. Once ctx ends, no event waits for one.
+func (d *Dispatcher) settleAndName(ctx, drain context.Context) {
+	var named sync.WaitGroup
+	named.Go(func() { d.naming.Run(ctx, d.deliver) })
+	d.settle(drain, d.naming.Push)
+	d.naming.Close()
+	named.Wait()
 }
 
 // deliver queues finished events for every output.

@@ -17,6 +17,7 @@ import (
 	"github.com/sirupsen/logrus/hooks/test"
 
 	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/outputs/names"
 )
 
 // fakeOutput keeps the sequence numbers it took. While broken it takes
@@ -66,10 +67,8 @@ type fakeBans struct {
 	got []detector.Ban
 }
 
-func (f *fakeBans) SetBans(context.Context, []detector.Ban) error { return f.err }
-
-func (f *fakeBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) ([]Result, error) {
-	f.got = append(f.got, add...)
+func (f *fakeBans) Ban(ctx context.Context, bans []detector.Ban) ([]Result, error) {
+	f.got = append(f.got, bans...)
 	if errors.Is(f.err, context.DeadlineExceeded) {
 		<-ctx.Done() // never answers in time
 		return nil, ctx.Err()
@@ -105,7 +104,7 @@ func start(t *testing.T, d *Dispatcher) (stop func()) {
 func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := new(fakeOutput), new(fakeOutput)
-		d := NewDispatcher(quiet(), Enforcement{}, []Named{{"a", a}, {"b", b}})
+		d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"a", a}, {"b", b}})
 		stop := start(t, d)
 		for range 1000 {
 			d.Submit(report)
@@ -126,7 +125,7 @@ func TestDispatcherDeliversInOrderAndDrainsAtTheStop(t *testing.T) {
 
 func TestDispatcherNumbersEventsInTheOrderOfDelivery(t *testing.T) {
 	o := new(fakeOutput)
-	d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", o}})
+	d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", o}})
 	stop := start(t, d)
 	const each = 10_000
 	var senders sync.WaitGroup
@@ -148,7 +147,7 @@ func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logger, hook := test.NewNullLogger()
 		bad, good := &fakeOutput{broken: true}, new(fakeOutput)
-		d := NewDispatcher(logrus.NewEntry(logger), Enforcement{}, []Named{{"bad", bad}, {"good", good}})
+		d := NewDispatcher(logrus.NewEntry(logger), Enforcement{}, nil, []Named{{"bad", bad}, {"good", good}})
 		stop := start(t, d)
 		d.Submit(report)
 		time.Sleep(time.Minute) // of the bubble's clock: many retries
@@ -173,7 +172,7 @@ func TestDispatcherRetriesAFailingOutputWithoutDelayingOthers(t *testing.T) {
 func TestDispatcherDropsTheOldestAndCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := new(fakeOutput)
-		d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", o}})
+		d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", o}})
 		const extra = 10
 		for range queueLimit + extra { // nobody takes them yet
 			d.Submit(report)
@@ -200,7 +199,7 @@ func TestDispatcherStopsInBoundedTime(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", test.output}})
+				d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", test.output}})
 				stop := start(t, d)
 				for range 1000 {
 					d.Submit(report)
@@ -239,7 +238,7 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 					bans = append(bans, b)
 				}
 				o := new(fakeOutput)
-				d := NewDispatcher(quiet(), Enforcement{Outputs: bans}, []Named{{"o", o}})
+				d := NewDispatcher(quiet(), Enforcement{Outputs: bans}, nil, []Named{{"o", o}})
 				stop := start(t, d)
 				with := report
 				with.Ban = &detector.Ban{Source: source}
@@ -259,8 +258,49 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 	}
 }
 
+// Names come to the events that want one, in order with those that do not, and
+// nothing waits for names at the stop.
+func TestDispatcherNamesSources(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		lookup := func(ctx context.Context, addr string) ([]string, error) {
+			if addr == "192.0.2.2" { // its name server does not answer
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return []string{"scanner.example.net."}, nil
+		}
+		j := new(journal)
+		o := outputFunc(func(events []detector.Event) {
+			for i := range events {
+				j.lines = append(j.lines, fmt.Sprint(events[i].Sequence, events[i].Host))
+			}
+		})
+		d := NewDispatcher(quiet(), Enforcement{}, names.New(names.Options{Within: time.Hour, Lookup: lookup}), []Named{{"o", o}})
+		stop := start(t, d)
+		d.Submit(scan("192.0.2.1", false))
+		d.Submit(scan("192.0.2.2", false))
+		d.Tell(detector.Event{Action: detector.DaemonStarted})
+		synctest.Wait()
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > 0 {
+			t.Errorf("the stop took %v, want none", took)
+		}
+		if diff := cmp.Diff([]string{"1scanner.example.net", "2", "3"}, j.lines); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+}
+
+type outputFunc func([]detector.Event)
+
+func (f outputFunc) Deliver(_ context.Context, events []detector.Event) error {
+	f(events)
+	return nil
+}
+
 func BenchmarkDispatch(b *testing.B) {
-	d := NewDispatcher(quiet(), Enforcement{}, []Named{{"o", discard{}}})
+	d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", discard{}}})
 	ctx, cancel := context.WithCancel(b.Context())
 	done := make(chan struct{})
 	go func() { d.Run(ctx); close(done) }()

@@ -217,7 +217,7 @@ func (e *enforcer) tell(ctx context.Context) []Result {
 
 // ask tells one output the bans, and returns a result for each.
 func ask(ctx context.Context, output BanOutput, bans []detector.Ban) []Result {
-	results, err := output.ChangeBans(ctx, bans, nil)
+	results, err := output.Ban(ctx, bans)
 	if err == nil && len(results) == len(bans) {
 		return results
 	}

@@ -41,12 +41,10 @@ type journal struct {
 	lines []string
 }
 
-func (j *journal) SetBans(context.Context, []detector.Ban) error { return nil }
-
-func (j *journal) ChangeBans(_ context.Context, add, _ []detector.Ban) ([]Result, error) {
+func (j *journal) Ban(_ context.Context, bans []detector.Ban) ([]Result, error) {
 	var asked []string
 	var results []Result
-	for _, ban := range add {
+	for _, ban := range bans {
 		source := ban.Source.Addr().String()
 		asked = append(asked, source)
 		r := Result{Acts: []detector.Act{{Kind: detector.ActRoute, Text: "route " + source}}}
@@ -212,7 +210,7 @@ func TestSettle(t *testing.T) {
 // badCount answers for another number of bans than it was told.
 type badCount struct{ fakeBans }
 
-func (badCount) ChangeBans(context.Context, []detector.Ban, []detector.Ban) ([]Result, error) {
+func (badCount) Ban(context.Context, []detector.Ban) ([]Result, error) {
 	return make([]Result, 3), nil
 }
 

@@ -18,16 +18,11 @@ type Output interface {
 	Deliver(ctx context.Context, events []detector.Event) error
 }
 
-// A BanOutput makes bans effective. SetBans states the whole truth: at start,
-// after a restart, after a reload; it returns nil only if every ban is in force.
-// ChangeBans is the cheap path in between.
+// A BanOutput makes bans effective. Ban returns what came of each, in their
+// order; no results and no error say that all are in force. After an error none
+// is known to be. The slice is the dispatcher's: an output must not keep it.
 type BanOutput interface {
-	SetBans(ctx context.Context, bans []detector.Ban) error
-
-	// ChangeBans returns what came of each ban in add, in that order; nil
-	// results without an error say that all are in force. After an error none
-	// is known to be.
-	ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]Result, error)
+	Ban(ctx context.Context, bans []detector.Ban) ([]Result, error)
 }
 
 // A Result is what an output made of one ban.

@@ -101,7 +101,7 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 	if err != nil {
 		return nil, err
 	}
-	d.dispatcher = outputs.NewDispatcher(log, outputs.Enforcement{}, d.outputs.named)
+	d.dispatcher = outputs.NewDispatcher(log, outputs.Enforcement{}, nil, d.outputs.named)
 	return d, nil
 }
 

@@ -133,6 +133,12 @@ func (s *Services) InUse(proto detector.Proto, target netip.AddrPort) bool {
 	return s.current().holds(proto, target)
 }
 
+// PortInUse reports whether a local socket holds port on any address, so that
+// PortSentry 1.2 would not get it for all addresses.
+func (s *Services) PortInUse(proto detector.Proto, port uint16) bool {
+	return s.current().ports[portKey(proto, port)] != nil
+}
+
 // current returns a snapshot that still serves. Whoever finds it too old reads
 // the next one; others wait for that.
 func (s *Services) current() *serviceTable {
