@@ -81,6 +81,81 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestUpstreamTexts makes sure that no text which PortSentry has about a file
+// goes without an example.
+func TestUpstreamTexts(t *testing.T) {
+	var examples strings.Builder
+	for _, dir := range []string{"convert", "faults", "ignore"} {
+		paths, err := filepath.Glob("testdata/" + dir + "/*.golden")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			examples.Write(read(t, path))
+		}
+	}
+	for _, text := range []string{
+		// PortSentry 2
+		"Invalid config file entry at line 2",
+		"Invalid character found after config key. Require equals (=) after key. Line 1",
+		`Invalid value on line 1, require quote character (") to start value`,
+		`Invalid value at line 1, require an end quote character (") at end of value`,
+		"Invalid value at line 1, require a value",
+		"Unable to parse TCP_PORTS directive in config file",
+		"Unable to parse UDP_PORTS directive in config file",
+		"Invalid config file entry for RESOLVE_HOST",
+		"Invalid config file entry for BLOCK_TCP",
+		"Invalid config file entry for BLOCK_UDP",
+		"Invalid config file entry for KILL_RUN_CMD_FIRST",
+		"Invalid config file entry for SCAN_TRIGGER",
+		"Selected mode: stealth, but no TCP_PORTS or UDP_PORTS specified in config file",
+		"Selected mode: connect, but no TCP_PORTS or UDP_PORTS specified in config file",
+		"KILL_RUN_CMD must be specified if BLOCK_TCP or BLOCK_UDP is set to 2",
+		"KILL_HOSTS_DENY and/or KILL_ROUTE must be specified if BLOCK_TCP or BLOCK_UDP is set to 1",
+		"Unable to extract single port: abc", "Unable to extract single port: 0",
+		"Unable to extract single port: 65536", "Unable to extract single port: 1 ",
+		"Unable to extract port range start: -5", "Unable to extract port range start: 0-5",
+		"Unable to extract port range end: 1-", "Unable to extract port range end: 1-70000", "Unable to extract port range end: 1-2-3",
+		"Invalid port range: 5-1, start port must be less than or equal to end port",
+		"Invalid port range: 12345-123456",
+		"Invalid character in ignore file: router.example.org",
+		"Invalid netmask in ignore file: 192.0.2.0/255.255.255.0",
+		"Invalid netmask in ignore file, must be 0-32: 192.0.2.1",
+		"Invalid netmask in ignore file, must be 0-128: 2001:db8::1",
+		"Unable to read IP address 192.0.2: not an IPv4 or IPv6 address",
+		// PortSentry 1.2
+		"InitConfig: Cannot retrieve BLOCKED_FILE option! Aborting",
+		"InitConfig: Cannot retrieve HISTORY_FILE option! Aborting",
+		"InitConfig: Cannot retrieve IGNORE_FILE option! Aborting",
+		"adminalert: ERROR: Could not read SCAN_TRIGGER option from config file. Disabling SCAN DETECTION TRIGGER",
+		"adminalert: ERROR: Could not read TCP_PORTS option from config file",
+		"adminalert: ERROR: Could not read UDP_PORTS option from config file",
+		"adminalert: Quotes missing from KILL_ROUTE token. Option skipped",
+		"adminalert: Invalid netmask in config file: 192.0.2.1/33  Ignoring entry.",
+	} {
+		if !strings.Contains(examples.String(), "    PortSentry: "+text+"\n") {
+			t.Errorf("no example of %q", text)
+		}
+	}
+}
+
+func TestOutputSettings(t *testing.T) {
+	o := Output{Settings: map[string]any{"route": "/bin/true", "command_first": true, "count": int64(1)}}
+	for name, want := range map[string]string{"route": "/bin/true", "command_first": "", "count": "", "missing": ""} {
+		if got := o.Text(name); got != want {
+			t.Errorf("Text(%q) = %q, want %q", name, got, want)
+		}
+	}
+	for name, want := range map[string]bool{"route": false, "command_first": true, "count": false, "missing": false} {
+		if got := o.Flag(name); got != want {
+			t.Errorf("Flag(%q) = %v, want %v", name, got, want)
+		}
+	}
+	if (Output{}).Text("route") != "" || (Output{}).Flag("command_first") {
+		t.Error("an output without settings has some")
+	}
+}
+
 func TestDefault(t *testing.T) {
 	c := Default()
 	_, warnings, err := parse("default.toml", []byte(DefaultNative()))
@@ -91,8 +166,10 @@ func TestDefault(t *testing.T) {
 		Mode:       Stealth,
 		Interfaces: []string{AllInterfaces},
 		Detect:     Detect{TCPPorts: c.Detect.TCPPorts, UDPPorts: c.Detect.UDPPorts},
-		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff},
-		Log:        Log{SyslogTag: DefaultSyslogTag, Format: LinesPortSentry2, HistoryFormat: HistoryPortSentry2},
+		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff, FileFormat: BanFilePortSentry2},
+		Log: Log{
+			SyslogTag: DefaultSyslogTag, Format: LinesPortSentry2, HistoryFormat: HistoryPortSentry2, ResolveWithin: DefaultResolveWithin,
+		},
 	}
 	if diff := cmp.Diff(want, c, comparePorts); diff != "" {
 		t.Errorf("Default() (-want +got):\n%s", diff)

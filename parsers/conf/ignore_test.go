@@ -2,6 +2,7 @@ package conf
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func TestParseIgnore(t *testing.T) {
@@ -66,34 +68,61 @@ func TestParseIgnore(t *testing.T) {
 	}
 }
 
-func TestParseIgnoreFaults(t *testing.T) {
-	tests := map[string]struct {
-		entry    string
-		want     string
-		upstream string
-	}{
-		"name":         {"router.example.org", "not an address; names are not looked up", "Invalid character in ignore file: router.example.org"},
-		"zone":         {"fe80::1%eth0", "not an address; names are not looked up", "Invalid character in ignore file: fe80::1%eth0"},
-		"two entries":  {"192.0.2.1 192.0.2.2", "not an address; names are not looked up", "Invalid character in ignore file: 192.0.2.1 192.0.2.2"},
-		"half address": {"192.0.2", "not an IPv4 or IPv6 address", "Unable to read IP address 192.0.2: not an IPv4 or IPv6 address"},
-		"dotted mask": {
-			"192.0.2.0/255.255.255.0", "give the prefix length as a number of bits, such as /24",
-			"Invalid netmask in ignore file: 192.0.2.0/255.255.255.0",
-		},
-		"no mask":       {"192.0.2.0/", "give the prefix length as a number of bits, such as /24", "Invalid netmask in ignore file: 192.0.2.0/"},
-		"33 bits":       {"192.0.2.1/33", "prefix length above 32", "Invalid netmask in ignore file, must be 0-32: 192.0.2.1"},
-		"129 bits":      {"2001:db8::1/129", "prefix length above 128", "Invalid netmask in ignore file, must be 0-128: 2001:db8::1"},
-		"absurdly long": {"192.0.2.1/99999999999999999999", "prefix length above 32", "Invalid netmask in ignore file, must be 0-32: 192.0.2.1"},
+// TestIgnoreFiles shows what is made of each line of an ignore file, and what
+// PortSentry says about it. Files whose names start with "v1-" are read as
+// PortSentry 1.2 does.
+func TestIgnoreFiles(t *testing.T) {
+	paths, err := filepath.Glob("testdata/ignore/*.ignore")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%d files, %v", len(paths), err)
 	}
-	for name, tt := range tests {
+	for _, path := range paths {
+		name := filepath.Base(path)
 		t.Run(name, func(t *testing.T) {
-			d := newDiagnosis("ignore")
-			parseIgnore(d, "# comment\n"+tt.entry+"\n192.0.2.9\n")
-			want := Faults{{Place: Place{File: "ignore", Line: 2}, Text: `"` + tt.entry + `": ` + tt.want, Upstream: tt.upstream}}
-			if diff := cmp.Diff(want, d.faults); diff != "" {
-				t.Errorf("%q (-want +got):\n%s", tt.entry, diff)
+			parse := parseIgnore
+			if strings.HasPrefix(name, "v1-") {
+				parse = parsePortSentry1Ignore
 			}
+			d := newDiagnosis(name)
+			prefixes := parse(d, string(read(t, path)))
+			var b strings.Builder
+			for _, f := range d.faults {
+				fmt.Fprintf(&b, "%s\n    PortSentry: %s\n", f, f.Upstream)
+			}
+			for _, w := range d.warnings {
+				fmt.Fprintln(&b, "warning:", w)
+				if w.Upstream != "" {
+					fmt.Fprintf(&b, "    PortSentry: %s\n", w.Upstream)
+				}
+			}
+			for _, p := range prefixes {
+				fmt.Fprintln(&b, "ignored:", p)
+			}
+			golden(t, path, b.String())
 		})
+	}
+}
+
+// TestLoadPortSentry1Ignore shows that a file which is missing leaves the others
+// in force.
+func TestLoadPortSentry1Ignore(t *testing.T) {
+	dir := t.TempDir()
+	one := filepath.Join(dir, "one")
+	if err := os.WriteFile(one, []byte("192.0.2.1 the router\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	missing := filepath.Join(dir, "missing")
+	set, warnings, err := LoadPortSentry1Ignore(missing, one)
+	want := Faults{{
+		Place: Place{File: missing}, Text: "open: no such file or directory",
+		Upstream: "attackalert: ERROR: cannot open ignore file. Blocking host anyway.",
+	}}
+	faults, _ := errors.AsType[Faults](err)
+	if diff := cmp.Diff(want, faults, cmpopts.IgnoreFields(Fault{}, "Err")); diff != "" || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("LoadPortSentry1Ignore(missing, one): %v (-want +got):\n%s", err, diff)
+	}
+	if len(warnings) > 0 || set.Len() != 1 || !set.Contains(netip.MustParseAddr("192.0.2.1")) {
+		t.Errorf("LoadPortSentry1Ignore(missing, one) = %d prefixes, warnings %v, want one's", set.Len(), warnings)
 	}
 }
 
@@ -132,6 +161,10 @@ func TestLoadIgnore(t *testing.T) {
 	if err == nil || err.Error() != want || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("LoadIgnore(bad, one, missing) = %v, want %s", err, want)
 	}
+	faults, _ := errors.AsType[Faults](err)
+	if last, want := faults[len(faults)-1], "Unable to open ignore file: "+missing; last.Upstream != want {
+		t.Errorf("in PortSentry's words %q, want %q", last.Upstream, want)
+	}
 	err = soon(t, func() error { _, _, err := LoadIgnore(pipe); return err })
 	if want := pipe + ": not a regular file"; err == nil || err.Error() != want {
 		t.Errorf("LoadIgnore(pipe) = %v, want %s", err, want)
@@ -143,17 +176,17 @@ func TestLoadIgnore(t *testing.T) {
 
 func FuzzIgnore(f *testing.F) {
 	for _, seed := range []string{
-		"", "# c\n192.0.2.1\n", "192.0.2.5/24 # c\r\n2001:DB8::/64", "0.0.0.0/0", "::ffff:192.0.2.1/97", "x", "1.2.3.4/33", "fe80::1%eth0",
+		"", "# c\n192.0.2.1\n", "192.0.2.5/24 # c\r\n2001:DB8::/64", "0.0.0.0/0", "::ffff:192.0.2.1/97", "x", "1.2.3.4/33", "fe80::1%eth0", "192.0.2.1 x", "192.0.2.1abc", "192.0.2.0/24x",
 	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		d := newDiagnosis("ignore")
-		prefixes := parseIgnore(d, text)
-		again := newDiagnosis("ignore")
-		printed := joinPrefixes(prefixes, "\n")
-		if got := joinPrefixes(parseIgnore(again, printed), "\n"); got != printed || again.err() != nil {
-			t.Fatalf("%q -> %q -> %q, %v", text, printed, got, again.err())
+		for _, parse := range []func(*diagnosis, string) []netip.Prefix{parseIgnore, parsePortSentry1Ignore} {
+			printed := joinPrefixes(parse(newDiagnosis("ignore"), text), "\n")
+			again := newDiagnosis("ignore")
+			if got := joinPrefixes(parse(again, printed), "\n"); got != printed || again.err() != nil {
+				t.Fatalf("%q -> %q -> %q, %v", text, printed, got, again.err())
+			}
 		}
 	})
 }

@@ -51,6 +51,16 @@ func TestLoadPortSentry1(t *testing.T) {
 	if want := "adminalert: Cannot open config file: " + path + ". Exiting"; fault.Upstream != want || !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("without a file: %v, in PortSentry's words %q, want %q", err, fault.Upstream, want)
 	}
+	if faults, _ := errors.AsType[Faults](err); !faults.Unreadable() {
+		t.Errorf("without a file: %v does not count as unreadable", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = LoadPortSentry1(path, "tcp")
+	if faults, _ := errors.AsType[Faults](err); len(faults) == 0 || faults.Unreadable() {
+		t.Errorf("an empty file: %v, want faults but not that it is unreadable", err)
+	}
 	if err := os.WriteFile(path, read(t, "testdata/convert/v1-debian.conf"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -62,6 +72,77 @@ func TestLoadPortSentry1(t *testing.T) {
 	_, _, err = LoadPortSentry1(path)
 	if want := path + ": no mode; use tcp, stcp, atcp, udp, sudp or audp"; err == nil || err.Error() != want {
 		t.Errorf("without a mode: %v, want %s", err, want)
+	}
+}
+
+func TestPortSentry1LowPorts(t *testing.T) {
+	const mandatory = "IGNORE_FILE=\"i\"\nHISTORY_FILE=\"h\"\nBLOCKED_FILE=\"b\"\nTCP_PORTS=\"7\"\n"
+	tests := map[string]struct {
+		text  string
+		words []ModeWord
+		want  []LowPorts
+	}{
+		"no advanced mode": {"", []ModeWord{"stcp"}, nil},
+		"the defaults":     {"", []ModeWord{"atcp"}, []LowPorts{{Word: "atcp", Limit: 1024}}},
+		"both": {
+			"ADVANCED_PORTS_TCP=\"512\"\nADVANCED_EXCLUDE_TCP=\"139,113\"\nADVANCED_EXCLUDE_UDP=\"520\"\n",
+			[]ModeWord{"audp", "atcp"},
+			[]LowPorts{{Word: "audp", Limit: 1024, Excluded: []uint16{520}}, {Word: "atcp", Limit: 512, Excluded: []uint16{139, 113}}},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var p PortSentry1
+			if _, _, err := p.dialect(tt.words).parse("p.conf", []byte(mandatory+tt.text)); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, p.LowPorts); diff != "" {
+				t.Errorf("low ports of %q in modes %v (-want +got):\n%s", tt.text, tt.words, diff)
+			}
+		})
+	}
+}
+
+// TestPortSentry1Idle shows which files PortSentry 1.2 starts with although it
+// cannot do what they ask for, and that their native form is refused.
+func TestPortSentry1Idle(t *testing.T) {
+	const (
+		mandatory = "IGNORE_FILE=\"i\"\nHISTORY_FILE=\"h\"\nBLOCKED_FILE=\"b\"\nTCP_PORTS=\"7\"\nSCAN_TRIGGER=\"0\"\n"
+		route     = "KILL_ROUTE=\"/bin/true $TARGET$\"\n"
+		command   = "KILL_RUN_CMD=\"/bin/true $TARGET$\"\n"
+	)
+	tests := map[string]struct {
+		text string
+		want string
+	}{
+		"report only":          {`BLOCK_TCP="0"`, ""},
+		"a ban with a route":   {route + `BLOCK_TCP="1"`, ""},
+		"a ban with a command": {command + `BLOCK_TCP="1"`, ""},
+		"a command":            {command + `BLOCK_TCP="2"`, ""},
+		"no means of a ban":    {`BLOCK_TCP="1"`, "p.conf:6: BLOCK_TCP: nothing is done without KILL_ROUTE, KILL_HOSTS_DENY or KILL_RUN_CMD"},
+		"no command":           {route + `BLOCK_UDP="2"`, "p.conf:7: BLOCK_UDP: nothing is done without KILL_RUN_CMD"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var p PortSentry1
+			c, warnings, err := p.dialect([]ModeWord{"tcp"}).parse("p.conf", []byte(mandatory+tt.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _, nativeErr := parse("native.toml", c.AppendNative(nil))
+			if tt.want == "" {
+				if len(p.Idle)+len(warnings) > 0 || nativeErr != nil {
+					t.Errorf("%s: %v, warnings %v, natively %v", tt.text, p.Idle, warnings, nativeErr)
+				}
+				return
+			}
+			if len(warnings) != 1 || warnings[0].String() != tt.want {
+				t.Errorf("%s: warnings %v, want %s", tt.text, warnings, tt.want)
+			}
+			if want := tt.want + "; set one, or the key to 0"; len(p.Idle) != 1 || p.Idle.Error() != want || nativeErr == nil {
+				t.Errorf("%s: %v and natively %v, want %s and a fault", tt.text, p.Idle, nativeErr, want)
+			}
+		})
 	}
 }
 

@@ -77,6 +77,7 @@ func (c *Config) validateFiles(d *diagnosis) {
 		for _, other := range writers[:i] {
 			if w.path != "" && filepath.Clean(w.path) == filepath.Clean(other.path) {
 				d.fault(d.at(w.key), "this is the file of %s; two writers would tear each other's records, so name another", other.key)
+				break
 			}
 		}
 	}
@@ -107,7 +108,7 @@ func validateSettings(d *diagnosis, name string, o Output) {
 		case tomlType(value) != tomlType(kind):
 			d.add(place, wrongType(tomlType(kind), value)[0])
 		case strings.ContainsFunc(o.Text(setting), breaksLine):
-			d.fault(place, "holds a control character; put what needs several lines into a script")
+			d.fault(place, "holds a control character; it is one line")
 		}
 	}
 }
