@@ -365,6 +365,13 @@ func TestDocumented(t *testing.T) {
 			t.Errorf("docs/configuration.md has no row for %s", key)
 		}
 	}
+	for name, settings := range outputSettings {
+		for setting := range settings {
+			if !strings.Contains(manual, "\n| `"+setting+"` |") {
+				t.Errorf("docs/configuration.md has no row for the setting %s of %s", setting, name)
+			}
+		}
+	}
 	for key, k := range portSentryKeys {
 		if !strings.Contains(manual, "| `"+key+"` | `"+k.native+"` |") {
 			t.Errorf("docs/configuration.md has no row that maps %s to %s", key, k.native)
@@ -387,6 +394,9 @@ func TestManualPage(t *testing.T) {
 	const page = "../../packaging/deb/man/portsnare.toml.5"
 	mantest.Lint(t, page)
 	keys := append(slices.Collect(maps.Keys(nativeKeys)), "output.NAME.settings")
+	for _, settings := range outputSettings {
+		keys = slices.AppendSeq(keys, maps.Keys(settings))
+	}
 	mantest.Explains(t, page, "Cm", keys)
 }
 

@@ -345,7 +345,7 @@ func (f *portSentry1File) wantActions(c *Config) {
 			text = "nothing is done without KILL_ROUTE, KILL_HOSTS_DENY or KILL_RUN_CMD"
 		}
 		f.warn(f.place(key), "%s", text)
-		f.result.Idle = append(f.result.Idle, Fault{Place: f.place(key), Text: text + "; set one, or the key to 0"})
+		f.result.Idle = append(f.result.Idle, Fault{Place: f.place(key), Text: text + "; name one, or set this key to 0"})
 	}
 	want(c.Ban.TCP, "BLOCK_TCP")
 	want(c.Ban.UDP, "BLOCK_UDP")

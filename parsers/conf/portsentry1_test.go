@@ -139,7 +139,7 @@ func TestPortSentry1Idle(t *testing.T) {
 			if len(warnings) != 1 || warnings[0].String() != tt.want {
 				t.Errorf("%s: warnings %v, want %s", tt.text, warnings, tt.want)
 			}
-			if want := tt.want + "; set one, or the key to 0"; len(p.Idle) != 1 || p.Idle.Error() != want || nativeErr == nil {
+			if want := tt.want + "; name one, or set this key to 0"; len(p.Idle) != 1 || p.Idle.Error() != want || nativeErr == nil {
 				t.Errorf("%s: %v and natively %v, want %s and a fault", tt.text, p.Idle, nativeErr, want)
 			}
 		})
