@@ -193,8 +193,9 @@ const (
 	// pollInterval is how often is read what gives no notice.
 	pollInterval = time.Second
 
-	// costRatio keeps all reading below a twentieth of a CPU, on a host with a
-	// million routes or connections too.
+	// costRatio keeps reading below a twentieth of a CPU, however many routes and
+	// connections there are; only above half a million routes it takes more, so
+	// that resyncInterval holds.
 	costRatio = 20
 )
 

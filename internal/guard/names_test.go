@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,15 +17,36 @@ import (
 )
 
 // A zone answers for names, as DNS does; a name that is not there fails.
-type zone map[string][]netip.Addr
+type zone struct {
+	mu      sync.Mutex
+	answers map[string][]netip.Addr
+}
 
-func (z zone) lookup(_ context.Context, _, host string) ([]netip.Addr, error) {
-	addrs, ok := z[host]
+func (z *zone) lookup(_ context.Context, _, host string) ([]netip.Addr, error) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	addrs, ok := z.answers[host]
 	if !ok {
 		return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
 	}
 	return addrs, nil
 }
+
+// set gives a name other addresses.
+func (z *zone) set(name string, addrs ...netip.Addr) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.answers[name] = addrs
+}
+
+// remove removes a name.
+func (z *zone) remove(name string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	delete(z.answers, name)
+}
+
+func newZone() *zone { return &zone{answers: make(map[string][]netip.Addr)} }
 
 // startNames follows names until the bubble's test ends.
 func startNames(t *testing.T, lookup lookupFunc, names ...string) (*Guard, *logtest.Hook) {
@@ -48,7 +70,8 @@ func startNames(t *testing.T, lookup lookupFunc, names ...string) (*Guard, *logt
 
 func TestNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dns := zone{"admin.example.org": {netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}}
+		dns := newZone()
+		dns.set("admin.example.org", netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1"))
 		g, logged := startNames(t, dns.lookup, "admin.example.org", "late.example.org")
 		const admin, late = "on the allow list as admin.example.org", "on the allow list as late.example.org"
 		expect := func(when, ban, want string) {
@@ -65,19 +88,19 @@ func TestNames(t *testing.T) {
 			t.Errorf("%d warnings of the name that failed, want 1", n)
 		}
 
-		dns["late.example.org"] = []netip.Addr{netip.MustParseAddr("::ffff:203.0.113.2")}
+		dns.set("late.example.org", netip.MustParseAddr("::ffff:203.0.113.2"))
 		time.Sleep(namesRetry)
 		expect("after a retry", "203.0.113.2/32", late)
 
-		dns["admin.example.org"] = []netip.Addr{netip.MustParseAddr("203.0.113.3")}
+		dns.set("admin.example.org", netip.MustParseAddr("203.0.113.3"))
 		time.Sleep(namesInterval - time.Second)
 		expect("before its time", "203.0.113.1/32", admin)
 		time.Sleep(time.Second)
 		expect("after a move", "203.0.113.3/32", admin)
 		expect("after a move", "203.0.113.1/32", "")
 
-		delete(dns, "admin.example.org")
-		dns["late.example.org"] = nil
+		dns.remove("admin.example.org")
+		dns.set("late.example.org")
 		time.Sleep(time.Hour)
 		expect("while DNS fails", "203.0.113.3/32", admin)
 		expect("while DNS says nothing", "203.0.113.2/32", late)
@@ -94,7 +117,9 @@ func TestNamesAreBounded(t *testing.T) {
 		for i := range 1000 {
 			flood = append(flood, netip.AddrFrom4([4]byte{203, 0, 113 - byte(i>>8), byte(i)}))
 		}
-		g, logged := startNames(t, zone{"cdn.example.org": flood}.lookup, "cdn.example.org")
+		dns := newZone()
+		dns.set("cdn.example.org", flood...)
+		g, logged := startNames(t, dns.lookup, "cdn.example.org")
 		if got := len(*g.parts[fromNames].Load()); got != maxAddressesAName {
 			t.Errorf("%d addresses, want %d", got, maxAddressesAName)
 		}
@@ -112,7 +137,7 @@ func TestSlowNamesDelayNoOthersForLong(t *testing.T) {
 		for i := range 2 * lookupsAtOnce {
 			names = append(names, fmt.Sprintf("silent-%d.example.org", i))
 		}
-		g, _ := startNames(t, func(ctx context.Context, network, host string) ([]netip.Addr, error) {
+		g, _ := startNames(t, func(ctx context.Context, _, host string) ([]netip.Addr, error) {
 			if host == "admin.example.org" {
 				return []netip.Addr{netip.MustParseAddr("203.0.113.1")}, nil
 			}

@@ -7,7 +7,7 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// netlinkPatience bounds the reading of one table. A million routes take two
+// netlinkPatience bounds the reading of one table. A million routes take three
 // seconds.
 const netlinkPatience = 10 * time.Second
 

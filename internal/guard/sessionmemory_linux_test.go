@@ -85,14 +85,15 @@ func TestSessionFloodDrivesNobodyOut(t *testing.T) {
 	}
 }
 
-// TestRecentPeersAreBounded has one full house after the other log out.
+// TestRecentPeersAreBounded has a full house log out, and then a few more.
 func TestRecentPeersAreBounded(t *testing.T) {
 	m := newSessionMemory()
 	now := time.Unix(1_000_000_000, 0)
-	for round := range 2 {
+	const more = 10
+	for round, n := range []int{maxRecent, more} {
 		peers := make(map[uint64]netip.Addr)
-		for i := range maxSessions {
-			peers[uint64(round*maxSessions+i)] = numbered(round*maxSessions + i)
+		for i := round * maxRecent; i < round*maxRecent+n; i++ {
+			peers[uint64(i)] = numbered(i)
 		}
 		for _, after := range []time.Duration{0, loginGrace} {
 			if _, err := m.see(now.Add(after), peers); err != nil {
@@ -107,7 +108,9 @@ func TestRecentPeersAreBounded(t *testing.T) {
 			t.Errorf("round %d: %d peers are remembered, want %d", round, len(m.recent), maxRecent)
 		}
 	}
-	if _, ok := m.recent[numbered(2*maxSessions-1)]; !ok {
-		t.Error("a peer of the second round is forgotten before those of the first")
+	for i := maxRecent; i < maxRecent+more; i++ {
+		if _, ok := m.recent[numbered(i)]; !ok {
+			t.Errorf("peer %d, one of the last, is forgotten before those of the first round", i)
+		}
 	}
 }
