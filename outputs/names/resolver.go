@@ -21,9 +21,9 @@ const (
 	// every packet into a query.
 	maxPerSecond = 256
 
-	// A lookup is given up after lookupLimit, or after the wait for a name
-	// where that is longer: an answer too late for its event serves the next.
-	lookupLimit = 5 * time.Second
+	// A lookup goes on for lateLimit after the wait for a name: an answer too
+	// late for its event serves the next.
+	lateLimit = 4 * time.Second
 
 	// The answer to a lookup does not say how long it holds, so a name is
 	// remembered for keepName. That there is none, or that nobody answered, is
@@ -153,7 +153,7 @@ func (r *resolver) answer(ctx context.Context, q *question) {
 
 // find asks the name service for a name to show.
 func (r *resolver) find(ctx context.Context, source netip.Addr) string {
-	ctx, cancel := context.WithTimeout(ctx, max(lookupLimit, r.within))
+	ctx, cancel := context.WithTimeout(ctx, r.within+lateLimit)
 	defer cancel()
 	r.lookups.Add(1)
 	found, err := r.lookup(ctx, source.String())
