@@ -13,11 +13,15 @@ import (
 // ordinary traffic costs a few instructions in the kernel and nothing here.
 // Where it cannot be exact (fragments, IPv6 extension headers, sets with very
 // many ranges or interfaces) it lets through more, never less: the sniffer
-// checks everything again but the port, which the engine does.
+// checks everything again but the port, which the engine does. Only requests of
+// this host behind extension headers it leaves out; nobody sends such.
 
 // A filter says which packets the kernel hands over.
 type filter struct {
 	tcp, udp detector.PortSet
+
+	requests   bool // whether to pass this host's datagrams from UDP trap ports
+	broadcasts bool // whether to pass frames addressed to many hosts
 
 	only          []uint32 // indexes of the interfaces wanted; nil means all
 	except        []uint32 // indexes of interfaces not wanted
@@ -46,7 +50,7 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 	p := new(program)
 	ipv4, ipv6, tagged := p.label(), p.label(), p.label()
 	tcp, tcpPort, udp := p.label(), p.label(), p.label()
-	match, drop := p.label(), p.label()
+	udpMatch, match, frame, drop := p.label(), p.label(), p.label(), p.label()
 
 	p.emit(bpf.LoadExtension{Num: bpf.ExtProto})
 	p.jumpIf(bpf.JumpEqual, unix.ETH_P_IP, ipv4)
@@ -76,10 +80,17 @@ func (f *filter) program(maxRanges int) []bpf.Instruction {
 	p.search(portSpans(f.tcp, maxRanges), match, drop)
 
 	p.place(udp)
-	p.emit(bpf.LoadIndirect{Off: 2, Size: 2})
-	p.search(portSpans(f.udp, maxRanges), match, drop)
+	f.loadUDPPort(p)
+	p.search(portSpans(f.udp, maxRanges), udpMatch, drop)
 
+	p.place(udpMatch)
+	if f.requests {
+		p.emit(bpf.LoadExtension{Num: bpf.ExtType})
+		p.jumpIf(bpf.JumpEqual, unix.PACKET_OUTGOING, frame)
+	}
 	p.place(match)
+	f.checkAddressee(p, frame, drop)
+	p.place(frame)
 	f.checkFrame(p, drop)
 	p.emit(bpf.RetConstant{Val: wholePacket})
 	p.place(drop)
@@ -126,11 +137,33 @@ func (p *program) ipv6(tcp, udp, match, drop label) {
 	p.jump(drop)
 }
 
-// checkFrame drops frames that are not for this host, or come again.
-func (f *filter) checkFrame(p *program, drop label) {
-	p.emit(bpf.LoadExtension{Num: bpf.ExtType})
-	p.jumpIf(bpf.JumpNotEqual, unix.PACKET_HOST, drop)
+// loadUDPPort loads the target's port, or the source's of a datagram of this
+// host.
+func (f *filter) loadUDPPort(p *program) {
+	received, loaded := p.label(), p.label()
+	if f.requests {
+		p.emit(bpf.LoadExtension{Num: bpf.ExtType})
+		p.jumpIf(bpf.JumpNotEqual, unix.PACKET_OUTGOING, received)
+		p.emit(bpf.LoadIndirect{Off: 0, Size: 2})
+		p.jump(loaded)
+	}
+	p.place(received)
+	p.emit(bpf.LoadIndirect{Off: 2, Size: 2})
+	p.place(loaded)
+}
 
+// checkAddressee drops frames that are not for this host.
+func (f *filter) checkAddressee(p *program, frame, drop label) {
+	p.emit(bpf.LoadExtension{Num: bpf.ExtType})
+	if f.broadcasts {
+		p.jumpIf(bpf.JumpEqual, unix.PACKET_BROADCAST, frame)
+		p.jumpIf(bpf.JumpEqual, unix.PACKET_MULTICAST, frame)
+	}
+	p.jumpIf(bpf.JumpNotEqual, unix.PACKET_HOST, drop)
+}
+
+// checkFrame drops frames that come again, or on interfaces that are not wanted.
+func (f *filter) checkFrame(p *program, drop label) {
 	untagged := p.label()
 	p.emit(bpf.LoadExtension{Num: bpf.ExtVLANTagPresent}) // without a tag its value may be stale
 	p.jumpIf(bpf.JumpEqual, 0, untagged)

@@ -180,6 +180,11 @@ func TestFilterFrames(t *testing.T) {
 		"for all":                            {filter{}, frameFacts{packetType: 1}, false},
 		"for another host":                   {filter{}, frameFacts{packetType: 3}, false},
 		"going out":                          {filter{}, frameFacts{packetType: 4}, false},
+		"for all, wanted":                    {filter{broadcasts: true}, frameFacts{packetType: 1}, true},
+		"for a group, wanted":                {filter{broadcasts: true}, frameFacts{packetType: 2}, true},
+		"for another host, for all wanted":   {filter{broadcasts: true}, frameFacts{packetType: 3}, false},
+		"our own to a group, for all wanted": {filter{broadcasts: true}, frameFacts{packetType: 5}, false},
+		"segment going out":                  {filter{requests: true}, frameFacts{packetType: 4}, false},
 		"priority tag":                       {filter{}, frameFacts{tagged: true, tag: 0xe000}, true},
 		"VLAN 5":                             {filter{}, frameFacts{tagged: true, tag: 0xe005}, false},
 		"stale tag":                          {filter{}, frameFacts{tag: 5}, true},
@@ -203,6 +208,51 @@ func TestFilterFrames(t *testing.T) {
 			vm := filterVM(t, tt.filter.program(maxPortRanges), tt.facts)
 			if got := passes(t, vm, packet); got != tt.want {
 				t.Errorf("passed: %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestFilterRequests(t *testing.T) {
+	const trap = 32771
+	from := func(source, target uint16) []byte {
+		d := udpDatagram(target)
+		binary.BigEndian.PutUint16(d, source)
+		return d
+	}
+	const udp = detector.UDP
+	tests := map[string]struct {
+		etherType uint32
+		data      []byte
+		out, in   bool // whether it passes leaving and arriving
+	}{
+		"from a trap port":             {unix.ETH_P_IP, inIPv4(udp, 0, 0, from(trap, 53)), true, false},
+		"from a trap port, IPv6":       {unix.ETH_P_IPV6, inIPv6(17, from(trap, 53)), true, false},
+		"from a trap port, IP options": {unix.ETH_P_IP, inIPv4(udp, 0, 8, from(trap, 53)), true, false},
+		"first fragment":               {unix.ETH_P_IP, inIPv4(udp, 0x2000, 0, from(trap, 53)), true, false},
+		"second fragment":              {unix.ETH_P_IP, inIPv4(udp, 0x0001, 0, from(trap, 53)), false, false},
+		"to a trap port":               {unix.ETH_P_IP, inIPv4(udp, 0, 0, from(53, trap)), false, true},
+		"to a trap port, IPv6":         {unix.ETH_P_IPV6, inIPv6(17, from(53, trap)), false, true},
+		"between trap ports":           {unix.ETH_P_IP, inIPv4(udp, 0, 0, from(trap, trap)), true, true},
+		"other ports":                  {unix.ETH_P_IP, inIPv4(udp, 0, 0, from(53, 53)), false, false},
+		"segment to a trap port":       {unix.ETH_P_IP, inIPv4(detector.TCP, 0, 0, tcpHeader(trap, detector.SYN)), false, true},
+		"behind an extension header":   {unix.ETH_P_IPV6, inIPv6(60, from(trap, 53)), false, true},
+	}
+	only := []uint32{3}
+	f := filter{tcp: onePort(trap), udp: onePort(trap), requests: true, only: only}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			facts := frameFacts{etherType: tt.etherType, index: 3}
+			if got := passes(t, filterVM(t, f.program(maxPortRanges), facts), tt.data); got != tt.in {
+				t.Errorf("passes when it arrives: %v, want %v", got, tt.in)
+			}
+			facts.packetType = unix.PACKET_OUTGOING
+			if got := passes(t, filterVM(t, f.program(maxPortRanges), facts), tt.data); got != tt.out {
+				t.Errorf("passes when it leaves: %v, want %v", got, tt.out)
+			}
+			facts.index = 4
+			if passes(t, filterVM(t, f.program(maxPortRanges), facts), tt.data) {
+				t.Error("passes on an interface that is not wanted")
 			}
 		})
 	}
@@ -257,7 +307,7 @@ func TestFilterFitsTheKernel(t *testing.T) {
 	for i := range apart {
 		apart[i] = uint32(10 * i)
 	}
-	f := filter{tcp: scattered, udp: scattered, only: apart, except: apart, skipLoopbacks: true}
+	f := filter{tcp: scattered, udp: scattered, requests: true, broadcasts: true, only: apart, except: apart, skipLoopbacks: true}
 	program := f.program(maxPortRanges)
 	if len(program) > kernelLimit {
 		t.Errorf("the longest program has %d instructions, want at most %d", len(program), kernelLimit)

@@ -20,10 +20,22 @@ import (
 type hostView struct {
 	links     map[int]link // by interface index
 	addresses map[netip.Addr]struct{}
+	shared    map[netip.Addr]struct{} // broadcast addresses and multicast groups
 }
 
+// newHostView returns the view of a host without interfaces. Every host is in
+// some groups (RFC 1112, section 4; RFC 4291, section 2.7.1) and takes what is
+// for all.
 func newHostView() *hostView {
-	return &hostView{links: make(map[int]link), addresses: make(map[netip.Addr]struct{})}
+	v := &hostView{
+		links:     make(map[int]link),
+		addresses: make(map[netip.Addr]struct{}),
+		shared:    map[netip.Addr]struct{}{broadcast4: {}},
+	}
+	for _, group := range []string{"224.0.0.1", "ff01::1", "ff02::1"} {
+		v.shared[netip.MustParseAddr(group)] = struct{}{}
+	}
+	return v
 }
 
 // A link is a network interface.
@@ -50,6 +62,18 @@ func (v *hostView) isLocal(addr netip.Addr, l link) bool {
 	}
 	_, ok := v.addresses[addr]
 	return ok
+}
+
+// receivesAsOneOfMany reports whether the host takes datagrams to addr, which is
+// a broadcast address or a multicast group that no program has to join.
+func (v *hostView) receivesAsOneOfMany(addr netip.Addr) bool {
+	_, ok := v.shared[addr]
+	return ok
+}
+
+// isMany reports whether addr stands for many hosts.
+func (v *hostView) isMany(addr netip.Addr) bool {
+	return addr.IsMulticast() || v.receivesAsOneOfMany(addr)
 }
 
 // inOrder returns the interfaces as the kernel numbers them.
@@ -199,6 +223,10 @@ func (v *hostView) addAddress(info []byte, attributes *netlink.AttributeDecoder)
 			local, _ = netip.AddrFromSlice(attributes.Bytes())
 		case unix.IFA_ADDRESS: // on a point-to-point link the peer's, if there is a local one
 			address, _ = netip.AddrFromSlice(attributes.Bytes())
+		case unix.IFA_BROADCAST: // as the administrator set it
+			if broadcast, ok := netip.AddrFromSlice(attributes.Bytes()); ok {
+				v.shared[broadcast] = struct{}{}
+			}
 		}
 	}
 	if local.IsValid() {
@@ -206,6 +234,7 @@ func (v *hostView) addAddress(info []byte, attributes *netlink.AttributeDecoder)
 	}
 	if address.IsValid() {
 		v.addresses[address] = struct{}{}
+		v.addShared(address, int(info[1]))
 		index := int(binary.NativeEndian.Uint32(info[4:]))
 		if l, known := v.links[index]; known {
 			l.addrs = append(l.addrs, address)
@@ -213,4 +242,25 @@ func (v *hostView) addAddress(info []byte, attributes *netlink.AttributeDecoder)
 		}
 	}
 	return attributes.Err()
+}
+
+// addShared adds what an address of our own makes us share with others: for
+// IPv4 the broadcast address of its network, as Linux does in fib_add_ifaddr;
+// for IPv6 its solicited-node group (RFC 4291, section 2.7.1).
+func (v *hostView) addShared(address netip.Addr, prefixLength int) {
+	const pointToPoint = 31 // RFC 3021: without broadcast
+	if address.Is6() {
+		group := netip.MustParseAddr("ff02::1:ff00:0").As16()
+		own := address.As16()
+		copy(group[13:], own[13:])
+		v.shared[netip.AddrFrom16(group)] = struct{}{}
+		return
+	}
+	if prefixLength >= pointToPoint {
+		return
+	}
+	last := address.As4()
+	hostBits := uint32(1)<<(32-prefixLength) - 1
+	binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(last[:])|hostBits)
+	v.shared[netip.AddrFrom4(last)] = struct{}{}
 }

@@ -100,6 +100,7 @@ type frame struct {
 	at        time.Time
 	status    uint32
 	etherType uint16
+	kind      uint8  // whom it was addressed to: unix.PACKET_HOST and so on
 	index     int    // of the interface
 	data      []byte // from the network header; belongs to the block
 	length    int    // on the wire, from the network header
@@ -140,6 +141,7 @@ const (
 	addressAt          = unix.SizeofTpacket3Hdr
 	addressEtherTypeAt = addressAt + 2
 	addressIndexAt     = addressAt + 4
+	addressKindAt      = addressAt + 10
 	frameHeader        = addressAt + unix.SizeofSockaddrLinklayer
 )
 
@@ -163,6 +165,7 @@ func (b *blockReader) next(f *frame) bool {
 	f.at = time.Unix(int64(binary.NativeEndian.Uint32(h[frameSecondsAt:])), int64(binary.NativeEndian.Uint32(h[frameNanosAt:])))
 	f.status = binary.NativeEndian.Uint32(h[frameStatusAt:])
 	f.etherType = binary.BigEndian.Uint16(h[addressEtherTypeAt:])
+	f.kind = h[addressKindAt]
 	f.index = int(int32(binary.NativeEndian.Uint32(h[addressIndexAt:])))
 	f.data = h[start : start+captured : start+captured]
 	f.length = max(int(binary.NativeEndian.Uint32(h[frameLengthAt:])), captured)

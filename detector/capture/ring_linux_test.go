@@ -3,6 +3,8 @@ package capture
 import (
 	"bytes"
 	"encoding/binary"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -175,36 +177,48 @@ func testSniffer(probes *uint64) (*sniffer, *watch) {
 	return r, &watch{view: view, tcp: onePort(trapTCP), udp: onePort(trapUDP)}
 }
 
-// fullBlock returns a block of SYNs, and how many.
-func fullBlock(tb testing.TB) ([]byte, int) {
+// fullBlock returns a block of one packet many times over, and how many.
+func fullBlock(packet []byte) ([]byte, int) {
 	const n = 480
-	packets := make([][]byte, n)
-	for i := range packets {
-		packets[i] = tcp4(tb, detector.SYN)
-	}
-	return newBlock(packets...), n
+	return newBlock(slices.Repeat([][]byte{packet}, n)...), n
+}
+
+func udp4(tb testing.TB) []byte {
+	ip := ip4(layers.IPProtocolUDP)
+	return serialize(tb, ip, datagram(ip))
 }
 
 func TestBlockAllocatesNothing(t *testing.T) {
-	block, n := fullBlock(t)
-	var probes uint64
-	r, w := testSniffer(&probes)
-	if got := testing.AllocsPerRun(10, func() { r.block(block, w) }); got != 0 {
-		t.Errorf("%v allocations for %d packets, want none", got, n)
-	}
-	if probes == 0 || probes%uint64(n) != 0 {
-		t.Errorf("%d probes, want a multiple of %d", probes, n)
+	for name, packet := range map[string][]byte{"SYN": tcp4(t, detector.SYN), "UDP": udp4(t)} {
+		t.Run(name, func(t *testing.T) {
+			block, n := fullBlock(packet)
+			var probes uint64
+			r, w := testSniffer(&probes)
+			if got := testing.AllocsPerRun(10, func() { r.block(block, w) }); got != 0 {
+				t.Errorf("%v allocations for %d packets, want none", got, n)
+			}
+			if probes == 0 || probes%uint64(n) != 0 {
+				t.Errorf("%d probes, want a multiple of %d", probes, n)
+			}
+		})
 	}
 }
 
 func BenchmarkBlock(b *testing.B) {
-	block, n := fullBlock(b)
-	var probes uint64
-	r, w := testSniffer(&probes)
-	b.ReportAllocs()
-	began := time.Now()
-	for b.Loop() {
-		r.block(block, w)
+	for name, packet := range map[string][]byte{"SYN": tcp4(b, detector.SYN), "UDP": udp4(b)} {
+		b.Run(name, func(b *testing.B) {
+			block, n := fullBlock(packet)
+			var probes uint64
+			r, w := testSniffer(&probes)
+			for i := range requestsPerSet { // the longest search
+				r.requests.sent(udpProbe("192.0.2.2:7", netip.AddrPortFrom(scanner4, uint16(i+1)).String(), arrival), false)
+			}
+			b.ReportAllocs()
+			began := time.Now()
+			for b.Loop() {
+				r.block(block, w)
+			}
+			b.ReportMetric(float64(time.Since(began).Nanoseconds())/float64(b.N*n), "ns/packet")
+		})
 	}
-	b.ReportMetric(float64(time.Since(began).Nanoseconds())/float64(b.N*n), "ns/packet")
 }

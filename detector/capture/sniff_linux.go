@@ -11,6 +11,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -42,7 +43,7 @@ func (s *PacketSocket) read(ctx context.Context, observe Observer) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.file.SetReadDeadline(time.Now().Add(lastBlock)) })
 	defer stop()
 
-	r := sniffer{decoder: newDecoder(), observe: observe}
+	r := &sniffer{decoder: newDecoder(), observe: observe}
 	ready := func(uintptr) bool { return s.ring.ready() }
 	for {
 		if err := s.conn.Read(ready); err != nil {
@@ -166,9 +167,10 @@ func pause(ctx context.Context, d time.Duration) {
 
 // A sniffer turns blocks into probes. Per packet it allocates nothing.
 type sniffer struct {
-	decoder *decoder
-	observe Observer
-	packet  packet // here, so that it is not allocated
+	decoder  *decoder
+	observe  Observer
+	requests requests
+	packet   packet // here, so that it is not allocated
 }
 
 // block observes the probes in a block and returns what became of its packets.
@@ -203,10 +205,15 @@ func (r *sniffer) frame(f *frame, w *watch, counts *packetCounts) {
 	switch {
 	case why != notDropped:
 		counts.undecoded[why]++
-	case !isProbe(&probe):
+	case f.kind == unix.PACKET_OUTGOING:
+		counts.requests++
+		r.requests.sent(&probe, w.view.isMany(probe.Target.Addr()))
+	case !isProbe(&probe) || probe.Proto == detector.TCP && f.kind != unix.PACKET_HOST:
 		counts.notProbes++
-	case !w.view.isLocal(probe.Target.Addr(), l):
+	case !w.takes(&probe, l):
 		counts.notLocal++
+	case probe.Proto == detector.UDP && r.requests.answeredBy(&probe):
+		counts.answers++
 	default:
 		counts.probes++
 		withZones(&probe)

@@ -95,10 +95,13 @@ func startSniffing(t testing.TB, host *nettest.Host, names ...string) *sniffing 
 	return startSniffingWith(t, host, SniffConfig{Names: names})
 }
 
-// startSniffingWith does it in a way of its own, on the usual ports.
+// startSniffingWith does it in a way of its own, on the usual ports unless it
+// names others.
 func startSniffingWith(t testing.TB, host *nettest.Host, cfg SniffConfig) *sniffing {
 	t.Helper()
-	cfg.TCP, cfg.UDP = onePort(trapTCP), onePort(trapUDP)
+	if cfg.TCP.Len()+cfg.UDP.Len() == 0 {
+		cfg.TCP, cfg.UDP = onePort(trapTCP), onePort(trapUDP)
+	}
 	s := new(sniffing)
 	host.Do(t, func() {
 		var err error

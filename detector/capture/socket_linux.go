@@ -31,6 +31,10 @@ type SniffConfig struct {
 	// exactly, probes to other ports are observed too.
 	TCP, UDP detector.PortSet
 
+	// Broadcasts makes probes also of datagrams to broadcast addresses, and to
+	// the multicast groups that every host is in.
+	Broadcasts bool
+
 	Log *logrus.Entry // nil means silence
 
 	ringSize int           // zero means defaultRingSize; only tests need another
@@ -62,10 +66,11 @@ type PacketSocket struct {
 
 	watch atomic.Pointer[watch] // replaced under mu only
 
-	mu       sync.Mutex
-	attached []bpf.RawInstruction // the kernel's filter
-	stats    Stats
-	settled  bool // stats are final
+	mu              sync.Mutex
+	attached        []bpf.RawInstruction // the kernel's filter
+	ignoresOutgoing bool                 // the kernel shows no packet of this host
+	stats           Stats
+	settled         bool // stats are final
 }
 
 // Open opens a packet socket in the network namespace of the calling thread.
@@ -100,7 +105,7 @@ func Open(cfg SniffConfig) (_ *PacketSocket, err error) {
 	for _, name := range rule.missing(view) {
 		s.log.WithField("interface", name).Warn("interface is not there; capture on it begins when it appears")
 	}
-	if err := s.open(cfg, &watch{rule: rule, view: view, tcp: cfg.TCP, udp: cfg.UDP}); err != nil {
+	if err := s.open(cfg, &watch{rule: rule, view: view, tcp: cfg.TCP, udp: cfg.UDP, broadcasts: cfg.Broadcasts}); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -123,9 +128,6 @@ func (s *PacketSocket) open(cfg SniffConfig, w *watch) error {
 	s.file = os.NewFile(uintptr(fd), "packet socket")
 	if s.conn, err = s.file.SyscallConn(); err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
-		return fmt.Errorf("ignore outgoing packets: %w; Linux 4.20 or later is needed", err)
 	}
 	if err := s.publish(w); err != nil {
 		return err
@@ -198,7 +200,29 @@ func (s *PacketSocket) publishLocked(w *watch) error {
 	if err := s.attachLocked(w.filter()); err != nil {
 		return err
 	}
+	if err := s.ignoreOutgoingLocked(!w.seesRequests()); err != nil {
+		return err
+	}
 	s.watch.Store(w)
+	return nil
+}
+
+// ignoreOutgoingLocked spares the kernel a copy of each outgoing packet, or not.
+func (s *PacketSocket) ignoreOutgoingLocked(ignore bool) error {
+	if ignore == s.ignoresOutgoing {
+		return nil
+	}
+	value := 0
+	if ignore {
+		value = 1
+	}
+	err := s.control(func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, value)
+	})
+	if err != nil {
+		return fmt.Errorf("ignore outgoing packets: %w; Linux 4.20 or later is needed", err)
+	}
+	s.ignoresOutgoing = ignore
 	return nil
 }
 

@@ -15,9 +15,11 @@ type Stats struct {
 	Lost    uint64 // of these, found the ring full or were in it at the end: never seen
 	Probes  uint64 // handed to the observer
 
-	NotProbes uint64 // segments with ACK or RST that the filter could not tell
+	NotProbes uint64 // segments with ACK or RST, or to many, that the filter could not tell
 	Unwatched uint64 // from an interface that the filter could not tell
 	NotLocal  uint64 // for an address that this host does not have
+	Requests  uint64 // datagrams that this host sent from a trap port
+	Answers   uint64 // datagrams that answer those
 
 	Undecoded map[string]uint64 // packets by why they are neither segment nor datagram
 
@@ -27,6 +29,7 @@ type Stats struct {
 // packetCounts are the counters that the reader keeps, of one block.
 type packetCounts struct {
 	probes, notProbes, unwatched, notLocal uint64
+	requests, answers                      uint64
 	undecoded                              [dropReasons]uint64
 	brokenBlocks                           uint64
 }
@@ -39,6 +42,8 @@ func (s *PacketSocket) count(c *packetCounts) {
 	s.stats.NotProbes += c.notProbes
 	s.stats.Unwatched += c.unwatched
 	s.stats.NotLocal += c.notLocal
+	s.stats.Requests += c.requests
+	s.stats.Answers += c.answers
 	s.stats.BrokenBlocks += c.brokenBlocks
 	for reason, n := range c.undecoded {
 		if n == 0 {
@@ -90,7 +95,7 @@ func (s *PacketSocket) settle() {
 
 // seen returns how many packets the reader has dealt with.
 func (s *Stats) seen() uint64 {
-	n := s.Probes + s.NotProbes + s.Unwatched + s.NotLocal
+	n := s.Probes + s.NotProbes + s.Unwatched + s.NotLocal + s.Requests + s.Answers
 	for _, undecoded := range s.Undecoded {
 		n += undecoded
 	}

@@ -67,14 +67,39 @@ func (r interfaceRule) missing(v *hostView) []string {
 // A watch is all that a packet is checked against, in the kernel or here. It is
 // immutable.
 type watch struct {
-	rule     interfaceRule
-	view     *hostView
-	tcp, udp detector.PortSet
+	rule       interfaceRule
+	view       *hostView
+	tcp, udp   detector.PortSet
+	broadcasts bool // whether datagrams to many hosts are probes
+}
+
+// firstUserPort is where the ports begin that programs get, or choose, to send
+// requests from: 32768 unless asked otherwise, any from here on by name servers
+// and NAT.
+const firstUserPort = 1024
+
+// seesRequests reports whether the host may send requests from trap ports. To
+// see those, the kernel makes a copy of every outgoing packet, so not every
+// host should.
+func (w *watch) seesRequests() bool {
+	ranges := w.udp.Ranges()
+	return len(ranges) > 0 && ranges[len(ranges)-1].Last >= firstUserPort
+}
+
+// takes reports whether a probe on l is for this host.
+func (w *watch) takes(p *detector.Probe, l link) bool {
+	addr := p.Target.Addr()
+	return w.view.isLocal(addr, l) ||
+		w.broadcasts && p.Proto == detector.UDP && w.view.receivesAsOneOfMany(addr)
 }
 
 // filter returns the kernel's part of the checks.
 func (w *watch) filter() filter {
-	f := filter{tcp: w.tcp, udp: w.udp, skipLoopbacks: w.rule.skipLoopbacks}
+	f := filter{
+		tcp: w.tcp, udp: w.udp,
+		requests: w.seesRequests(), broadcasts: w.broadcasts,
+		skipLoopbacks: w.rule.skipLoopbacks,
+	}
 	if w.rule.named() {
 		f.only = []uint32{} // not nil: that would be all
 	}
