@@ -59,7 +59,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newConfig())
+	root.AddCommand(newBlocked(), newConfig())
 
 	// Cobra's own commands take anything for a call for help.
 	root.InitDefaultCompletionCmd()
