@@ -2,12 +2,13 @@ package cmdline
 
 import "fmt"
 
-// UsagePortSentry2 returns the usage of the command line that
-// [ParsePortSentry2] reads, for the program of that name.
+// UsagePortSentry2 returns what --help prints: both command lines that a program
+// of that name takes.
 func UsagePortSentry2(program string) string {
-	return fmt.Sprintf(`%[1]s is Portsnare, a port-scan detector, in the place of PortSentry 2.
+	return fmt.Sprintf(`%[1]s is Portsnare, a port-scan detector, in the place of PortSentry.
 
 Usage: %[1]s [OPTION]...
+       %[1]s -tcp | -stcp | -atcp | -udp | -sudp | -audp
 
 What is watched:
       --stealth                sniff for probes, open no port (default)
@@ -29,29 +30,13 @@ Where lines go:
   -h, --help                   print this and exit
   -V, --version                print the version and exit
 
-%[3]s`, program, DefaultConfigFile, usageEnd)
+With one of these and nothing else it takes the place of PortSentry 1.2: reads
+the file above, goes into the background and writes to syslog.
+  -tcp, -udp                   open the ports of TCP_PORTS or UDP_PORTS
+  -stcp, -sudp                 sniff for probes to these ports
+  -atcp, -audp                 sniff for probes to all ports below
+                               ADVANCED_PORTS_TCP or ADVANCED_PORTS_UDP
+
+"portsnare config check" checks a configuration. Manual page: portsnared(8).
+`, program, DefaultConfigFile)
 }
-
-// UsagePortSentry1 returns the usage of the command line that
-// [ParsePortSentry1] reads, for the program of that name.
-func UsagePortSentry1(program string) string {
-	return fmt.Sprintf(`%[1]s is Portsnare, a port-scan detector, in the place of PortSentry 1.2.
-
-Usage: %[1]s -tcp | -stcp | -atcp | -udp | -sudp | -audp
-
-  -tcp, -udp    open the ports of TCP_PORTS or UDP_PORTS, report who connects
-  -stcp, -sudp  sniff for probes to these ports, open none
-  -atcp, -audp  sniff for probes to all ports below ADVANCED_PORTS_TCP or
-                ADVANCED_PORTS_UDP, but those in use and those excluded
-
-It reads %[2]s, goes into the background and
-writes to syslog. With any other arguments it takes the place of PortSentry 2,
-whose options --help lists.
-
-%[3]s`, program, DefaultConfigFile, usageEnd)
-}
-
-// usageEnd says where the administrator finds the rest.
-const usageEnd = `Check a configuration with "portsnare config check"; the manual page is
-portsnared(8).
-`
