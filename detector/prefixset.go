@@ -1,6 +1,7 @@
 package detector
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -59,6 +60,11 @@ func (s PrefixSet) Contains(addr netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// Prefixes returns the prefixes, IPv4 first, by address and length.
+func (s PrefixSet) Prefixes() []netip.Prefix {
+	return slices.SortedFunc(maps.Keys(s.prefixes), netip.Prefix.Compare)
 }
 
 // Len returns the number of prefixes.

@@ -1,6 +1,7 @@
 package detector
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -73,6 +74,10 @@ func TestPrefixSet(t *testing.T) {
 		if got := s.Contains(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("Contains(%s) = %v, want %v", addr, got, want)
 		}
+	}
+	want := "[192.0.2.0/24 198.51.100.7/32 203.0.113.0/24 2001:db8::/32]"
+	if got := fmt.Sprint(s.Prefixes()); got != want {
+		t.Errorf("Prefixes() = %s, want %s", got, want)
 	}
 	if (PrefixSet{}).Contains(netip.MustParseAddr("192.0.2.1")) {
 		t.Error("the empty set contains an address")

@@ -25,7 +25,7 @@ const (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[0], os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // options are the command line.
@@ -51,19 +51,22 @@ func newFlags(o *options) *pflag.FlagSet {
 	flags.StringVar(&o.local, "local", "", "with -r: the `ADDRESS`es of the captured host, separated by commas\n(default: worked out from the capture)")
 	flags.BoolVar(&o.json, "json", false, "print events as JSON instead of PortSentry lines")
 	flags.BoolVarP(&o.debug, "debug", "d", false, "log more")
+	flags.String("personality", "", "as the first argument: take the place of `PROGRAM`, portsentry, whose\narguments follow; so does a link of that name")
 	flags.BoolVarP(&o.version, "version", "V", false, "print the version and end")
 	flags.BoolVarP(&o.help, "help", "h", false, "print this help and end")
 	return flags
 }
 
 const helpHead = `portsnared watches this host for port scans and reports every probe of a trap
-port: one line as PortSentry prints it, and a JSON event if asked for. It bans
-nobody.
+port: one line as PortSentry prints it, and a JSON event if asked for. It acts
+against scanners only if the configuration says so.
 
 Usage:
   portsnared [-c FILE] [-i NAME]...        watch (needs root or CAP_NET_RAW)
   portsnared -r FILE [--local ADDRESS,...] [-c FILE] [--json]
                                            replay a capture, as any user
+  portsnared --personality portsentry [ARGUMENT]...
+                                           take the place of PortSentry
 
 Without -c it watches all interfaces for probes of a built-in list of ports.
 
@@ -82,7 +85,20 @@ Examples:
 `
 
 // run is main without the process.
-func run(args []string, stdout, stderr io.Writer) int {
+func run(program string, args []string, stdout, stderr io.Writer) int {
+	theirs, ours, err := asPortSentry(program, args)
+	if err != nil {
+		fmt.Fprintf(stderr, "portsnared: %v\nTry portsnared --help.\n", err)
+		return exitUsage
+	}
+	if ours {
+		return runPortSentry(theirs, stdout, stderr)
+	}
+	return runPortsnare(args, stdout, stderr)
+}
+
+// runPortsnare runs as Portsnare.
+func runPortsnare(args []string, stdout, stderr io.Writer) int {
 	var o options
 	flags := newFlags(&o)
 	err := flags.Parse(args)
@@ -131,6 +147,9 @@ func (o *options) check(flags *pflag.FlagSet) error {
 			return fmt.Errorf("--%s is empty", name)
 		}
 	}
+	if flags.Changed("personality") {
+		return errors.New("--personality goes first")
+	}
 	o.replays = flags.Changed("replay")
 	switch {
 	case flags.Changed("local") && !o.replays:
@@ -177,6 +196,9 @@ func withOptions(cfg conf.Config, o options) conf.Config {
 	}
 	return cfg
 }
+
+// warn logs warnings.
+func (d *daemon) warn(warnings ...conf.Warning) { logWarnings(d.log, warnings) }
 
 func logWarnings(log *logrus.Entry, warnings []conf.Warning) {
 	for _, w := range warnings {

@@ -30,35 +30,33 @@ type outputSet struct {
 // wrong path is an error at the start and log readers find what they watch. A
 // full disk is no reason not to start: it may have room when there is something
 // to write.
-func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
+func openOutputs(cfg conf.Config, out, fault outputs.Appender, form portsentrylog.Form) (_ *outputSet, err error) {
 	set := new(outputSet)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, set.close())
 		}
 	}()
-	printed := logfile.NewStream(stdout)
-	set.closers = append(set.closers, printed)
 	if !cfg.Log.NoStdout {
-		set.add("stdout", portsentrylog.NewLines(printed, printed, lineForm(cfg)))
+		set.add("stdout", portsentrylog.NewLines(out, fault, form))
 	}
 	if cfg.Log.History != "" && cfg.Log.History != os.DevNull {
 		history, err := set.file(cfg.Log.History, 0o644)
 		if err != nil {
-			return nil, fmt.Errorf("history: %w", err)
+			return nil, historyFault(cfg.Log.History, err)
 		}
 		set.add("history", newHistory(cfg.Log.HistoryFormat, history))
 	}
 	if cfg.Log.Syslog {
 		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{
 			Tag:  cfg.Log.SyslogTag,
-			Form: lineForm(cfg),
+			Form: form,
 		})
 		set.closers = append(set.closers, syslog)
 		set.add("syslog", syslog)
 	}
 	if cfg.Events.JSON != "" {
-		var to outputs.Appender = printed
+		to := out
 		if cfg.Events.JSON != "-" {
 			if to, err = set.file(cfg.Events.JSON, 0o640); err != nil {
 				return nil, fmt.Errorf("events: %w", err)
@@ -69,6 +67,18 @@ func openOutputs(cfg conf.Config, stdout io.Writer) (_ *outputSet, err error) {
 	return set, nil
 }
 
+// historyFault says what keeps the history from being written, as PortSentry 2
+// does, too.
+func historyFault(path string, err error) error {
+	return conf.Fault{
+		Place:    conf.Place{Key: "history"},
+		Text:     err.Error(),
+		Upstream: "Unable to open history file for writing " + path + ": " + reason(err),
+		Err:      err,
+	}
+}
+
+// lineForm returns the form of lines that cfg asks for.
 func lineForm(cfg conf.Config) portsentrylog.Form {
 	if cfg.Log.Format == conf.LinesPortSentry1 {
 		return logline.PortSentry1{}.AppendLines

@@ -3,8 +3,6 @@ package main
 import (
 	"net/netip"
 
-	"github.com/sirupsen/logrus"
-
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/parsers/conf"
 )
@@ -13,12 +11,19 @@ import (
 type inUse func(proto detector.Proto, target netip.AddrPort) bool
 
 // newPolicy returns what the engine is to follow, with the ignore files read.
-func newPolicy(cfg conf.Config, services inUse, log *logrus.Entry) (detector.Policy, error) {
-	ignore, warnings, err := conf.LoadIgnore(cfg.Detect.Ignore...)
-	logWarnings(log, warnings)
+func (d *daemon) newPolicy(cfg conf.Config) (detector.Policy, error) {
+	ignore, warnings, err := d.loadIgnore(cfg.Detect.Ignore...)
+	d.warn(warnings...)
 	if err != nil {
 		return detector.Policy{}, err
 	}
+	policy := policyOf(cfg, d.inUse(), ignore)
+	policy.TellServices = d.tellServices
+	return policy, nil
+}
+
+// policyOf returns the policy of a configuration.
+func policyOf(cfg conf.Config, services inUse, ignore detector.PrefixSet) detector.Policy {
 	policy := detector.Policy{
 		TCPPorts:       cfg.Detect.TCPPorts,
 		UDPPorts:       cfg.Detect.UDPPorts,
@@ -31,7 +36,7 @@ func newPolicy(cfg conf.Config, services inUse, log *logrus.Entry) (detector.Pol
 	if !cfg.Detect.SkipServiceCheck {
 		policy.InUse = services
 	}
-	return policy, nil
+	return policy
 }
 
 func bans(cfg conf.Config, r conf.Reaction) bool {

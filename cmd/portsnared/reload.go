@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"slices"
 	"time"
 
@@ -24,6 +25,9 @@ func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
 		case <-look.C:
 			d.followIgnoreFiles()
 		case <-signals:
+			if d.ignoreHangup {
+				continue
+			}
 			if err := d.reload(); err != nil {
 				d.log.WithError(err).Error("configuration not reloaded, the old one stays in force")
 				continue
@@ -43,7 +47,7 @@ func (d *daemon) followIgnoreFiles() {
 		return
 	}
 	d.ignoreFiles = now // so that a faulty file is told of once
-	policy, err := newPolicy(d.config, d.inUse(), d.log)
+	policy, err := d.newPolicy(d.config)
 	if err != nil {
 		d.log.WithError(err).Error("ignore files not read again, what they said before stays in force")
 		return
@@ -75,7 +79,7 @@ func (fs files) same(as files) bool {
 
 // reload puts a changed configuration in force, or changes nothing.
 func (d *daemon) reload() error {
-	cfg, err := loadConfig(d.options, d.log)
+	cfg, err := d.load()
 	if err != nil {
 		return err
 	}
@@ -83,7 +87,7 @@ func (d *daemon) reload() error {
 		return fmt.Errorf("mode %q instead of %q takes a restart", cfg.Mode, d.config.Mode)
 	}
 	ignoreFiles := filesOf(cfg.Detect.Ignore) // before they are read, to miss no change
-	policy, err := newPolicy(cfg, d.inUse(), d.log)
+	policy, err := d.newPolicy(cfg)
 	if err != nil {
 		return err
 	}
@@ -96,12 +100,19 @@ func (d *daemon) reload() error {
 	if d.traps != nil && d.trapsDiffer(cfg) {
 		d.log.Warn("changed ports of traps and a changed banner take effect at the next start")
 	}
-	if !slices.Equal(cfg.Interfaces, d.config.Interfaces) || cfg.Log != d.config.Log || cfg.Events != d.config.Events {
-		d.log.Warn("changed interfaces and outputs take effect at the next start")
-		cfg.Interfaces, cfg.Log, cfg.Events = d.config.Interfaces, d.config.Log, d.config.Events
+	if d.keepWhatIsOpen(&cfg) {
+		d.log.Warn("changed interfaces, outputs and bans take effect at the next start")
 	}
 	d.config, d.ignoreFiles = cfg, ignoreFiles
 	return nil
+}
+
+// keepWhatIsOpen has cfg keep what only a start puts in force, and reports
+// whether that makes a difference.
+func (d *daemon) keepWhatIsOpen(cfg *conf.Config) bool {
+	wanted := *cfg
+	cfg.Interfaces, cfg.Ban, cfg.Log, cfg.Events, cfg.Outputs = d.config.Interfaces, d.config.Ban, d.config.Log, d.config.Events, d.config.Outputs
+	return !reflect.DeepEqual(*cfg, wanted)
 }
 
 // trapsDiffer reports whether cfg asks for other traps than d opened. They are

@@ -44,14 +44,15 @@ func replay(o options, log *logrus.Entry, stdout io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", o.replay, err)
 	}
-	policy, err := newPolicy(cfg, survey.InUse, log)
+	ignore, warnings, err := conf.LoadIgnore(cfg.Detect.Ignore...)
+	logWarnings(log, warnings)
 	if err != nil {
 		return err
 	}
 	printed := bufio.NewWriterSize(stdout, 1<<16)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	printer := &printer{engine: detector.New(policy), output: replayOutput(o, printed), failed: cancel}
+	printer := &eventPrinter{engine: detector.New(policyOf(cfg, survey.InUse, ignore)), output: replayOutput(o, printed), failed: cancel}
 	stats, err := capture.Replay(ctx, file, survey, printer.observe)
 	explain(log, stats)
 	if err := cmp.Or(printer.flush(), printed.Flush()); err != nil {
@@ -143,9 +144,9 @@ func (a appender) Append(records []byte) error {
 	return err
 }
 
-// A printer takes probes through the engine to an output, without a dispatcher:
+// An eventPrinter takes probes through the engine to an output, without a dispatcher:
 // a replay can wait for its reader.
-type printer struct {
+type eventPrinter struct {
 	engine *detector.Engine
 	output outputs.Output
 	failed context.CancelFunc // called when nothing more can be printed
@@ -158,7 +159,7 @@ type printer struct {
 // printBatch is how many events are printed at once.
 const printBatch = 256
 
-func (p *printer) observe(probe detector.Probe) detector.Decision {
+func (p *eventPrinter) observe(probe detector.Probe) detector.Decision {
 	decision := p.engine.Observe(probe)
 	if !decision.Report {
 		return decision
@@ -173,7 +174,7 @@ func (p *printer) observe(probe detector.Probe) detector.Decision {
 }
 
 // flush prints what waits and returns what went wrong so far.
-func (p *printer) flush() error {
+func (p *eventPrinter) flush() error {
 	if p.err == nil {
 		p.err = p.output.Deliver(context.Background(), p.events)
 	}

@@ -36,7 +36,7 @@ func TestReplayGolden(t *testing.T) {
 func runReplay(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	if status := run(args, &stdout, &stderr); status != exitOK || stderr.Len() > 0 {
+	if status := run("portsnared", args, &stdout, &stderr); status != exitOK || stderr.Len() > 0 {
 		t.Fatalf("portsnared %q: exit status %d\n%s", args, status, &stderr)
 	}
 	return stdout.Bytes()
@@ -71,7 +71,7 @@ func TestReplayOfADamagedCapture(t *testing.T) {
 	}
 	var stdout, stderr bytes.Buffer
 	args := []string{"-c", "testdata/replay.toml", "-r", file, "--local", "192.0.2.2"}
-	if status := run(args, &stdout, &stderr); status != exitFault {
+	if status := run("portsnared", args, &stdout, &stderr); status != exitFault {
 		t.Errorf("exit status %d, want %d", status, exitFault)
 	}
 	if got := strings.Count(stdout.String(), "\n"); got != 4 {

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -15,51 +17,93 @@ import (
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/detector/capture"
+	"github.com/portsnare/portsnare/internal/blockfile"
+	"github.com/portsnare/portsnare/internal/guard"
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/outputs/names"
+	"github.com/portsnare/portsnare/outputs/portsentrylog"
+	"github.com/portsnare/portsnare/outputs/runcmd"
 	"github.com/portsnare/portsnare/parsers/conf"
+	"github.com/portsnare/portsnare/parsers/logline"
 )
+
+// A persona is how the daemon presents itself: as Portsnare, or as one of the
+// generations of PortSentry.
+type persona struct {
+	log        *logrus.Entry
+	out, fault *printer // standard output, and where errors are printed
+
+	load       func() (conf.Config, error)                                       // the configuration, anew each time
+	loadIgnore func(paths ...string) (detector.PrefixSet, []conf.Warning, error) // whom to ignore
+	form       func(cfg conf.Config) portsentrylog.Form                          // of lines
+	active     func(d *daemon)                                                   // tells that everything is open
+	refused    func(ports []capture.RefusedPort)                                 // tells of traps that could not be had
+
+	tellServices  bool // report packets that a service takes
+	advanced      bool // it is PortSentry 1.2 in an advanced mode
+	makeHostsDeny bool // a missing hosts.deny is made
+	ignoreHangup  bool // SIGHUP does nothing
+}
 
 // A daemon is everything that runs while portsnared watches.
 type daemon struct {
-	options options
-	log     *logrus.Entry
+	persona
 
 	traps      *capture.Traps        // nil in stealth mode
 	opened     capture.TrapConfig    // what traps were asked to be
 	services   *capture.Services     // nil in trap mode
 	socket     *capture.PacketSocket // nil in trap mode
+	guard      *guard.Guard          // nil if nobody is banned
+	blocked    *blockfile.File       // nil if none is configured
 	engine     *detector.Engine
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
 
-	config      conf.Config // in force; only reload changes it
-	ignoreFiles files       // as they were when last read
-	reported    losses      // so far
+	config      conf.Config        // in force; only reload changes it
+	ignored     detector.PrefixSet // what the ignore files said
+	ignoreFiles files              // as they were when last read
+	reported    losses             // so far
+}
+
+// watch reports probes until a signal ends it, as Portsnare.
+func watch(o options, log *logrus.Entry, stdout io.Writer) error {
+	out := newPrinter(stdout)
+	p := persona{
+		log: log, out: out, fault: out,
+		load:       func() (conf.Config, error) { return loadConfig(o, log) },
+		loadIgnore: conf.LoadIgnore,
+		form:       lineForm,
+		active:     (*daemon).logActive,
+		refused:    func(ports []capture.RefusedPort) { logRefused(log, ports) },
+	}
+	cfg, err := p.load()
+	if err != nil {
+		return err
+	}
+	return errors.Join(p.watch(cfg), out.Close())
 }
 
 // watch reports probes until a signal ends it.
-func watch(o options, log *logrus.Entry, stdout io.Writer) error {
+func (p persona) watch(cfg conf.Config) error {
 	ctx, stop := untilSignal()
 	defer stop()
-	signal.Ignore(syscall.SIGPIPE) // whoever read our output may go; detection stays
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, syscall.SIGHUP)
-	defer signal.Stop(reload)
+	// Whoever read our output may go; detection stays. A signal that is ignored
+	// would be ignored by the commands we start, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 
-	cfg, err := loadConfig(o, log)
+	d, err := newDaemon(p, cfg)
 	if err != nil {
 		return err
 	}
-	d, err := newDaemon(o, cfg, log, stdout)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.run(ctx, reload), d.close())
+	return errors.Join(d.run(ctx, hangup), d.close())
 }
 
-// untilSignal returns a context that ends with SIGTERM or SIGINT. A second
-// signal ends the process at once.
+// untilSignal returns a context that ends with SIGTERM or SIGINT, which is its
+// cause then. A second signal ends the process at once.
 func untilSignal() (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)
@@ -68,8 +112,8 @@ func untilSignal() (context.Context, context.CancelFunc) {
 
 // newDaemon opens what needs privileges and builds everything, without
 // starting anything.
-func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) (_ *daemon, err error) {
-	d := &daemon{options: o, log: log, config: cfg, ignoreFiles: filesOf(cfg.Detect.Ignore)}
+func newDaemon(p persona, cfg conf.Config) (_ *daemon, err error) {
+	d := &daemon{persona: p, config: cfg, ignoreFiles: filesOf(cfg.Detect.Ignore)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())
@@ -77,32 +121,119 @@ func newDaemon(o options, cfg conf.Config, log *logrus.Entry, stdout io.Writer) 
 	}()
 	// Traps come first: to stealth detection they are services like any other.
 	if cfg.Mode != conf.Stealth {
-		d.opened = trapConfig(cfg, log)
-		if d.traps, err = capture.OpenTraps(d.opened); err != nil {
+		if err := d.openTraps(); err != nil {
 			return nil, err
 		}
 	}
 	if cfg.Mode != conf.Trap {
-		if d.services, err = capture.NewServices(log); err != nil {
+		if d.services, err = capture.NewServices(d.log); err != nil {
 			return nil, err
 		}
 	}
-	policy, err := newPolicy(cfg, d.inUse(), log)
+	policy, err := d.newPolicy(cfg)
 	if err != nil {
 		return nil, err
 	}
+	d.ignored = policy.Ignore
 	d.engine = detector.New(policy)
 	if cfg.Mode != conf.Trap {
-		if d.socket, err = capture.Open(sniffConfig(cfg, log)); err != nil {
+		if d.socket, err = capture.Open(sniffConfig(cfg, d.log)); err != nil {
 			return nil, err
 		}
 	}
-	d.outputs, err = openOutputs(cfg, stdout)
+	if d.outputs, err = openOutputs(cfg, d.out, d.fault, d.form(cfg)); err != nil {
+		return nil, err
+	}
+	enforcement, err := d.newEnforcement()
 	if err != nil {
 		return nil, err
 	}
-	d.dispatcher = outputs.NewDispatcher(log, outputs.Enforcement{}, nil, d.outputs.named)
+	d.dispatcher = outputs.NewDispatcher(d.log, enforcement, newNaming(cfg), d.outputs.named)
 	return d, nil
+}
+
+// openTraps opens the traps, and tells which it could not have.
+func (d *daemon) openTraps() (err error) {
+	d.opened = trapConfig(d.config, d.log)
+	d.opened.AcceptFailed = d.acceptFailed
+	d.traps, err = capture.OpenTraps(d.opened)
+	if none, ok := errors.AsType[*capture.NoTrapsError](err); ok {
+		d.refused(none.Refused)
+	}
+	if err != nil {
+		return err
+	}
+	if refused := d.traps.Refused(); len(refused) > 0 {
+		d.refused(refused)
+	}
+	return nil
+}
+
+// logRefused names the ports that a service has, in one warning for each
+// protocol.
+func logRefused(log *logrus.Entry, refused []capture.RefusedPort) {
+	taken := make(map[detector.Proto][]detector.PortRange)
+	for _, r := range refused {
+		taken[r.Proto] = append(taken[r.Proto], detector.PortRange{First: r.Port, Last: r.Port})
+	}
+	for _, proto := range []detector.Proto{detector.TCP, detector.UDP} {
+		if len(taken[proto]) > 0 {
+			log.WithFields(logrus.Fields{"proto": proto, "ports": detector.NewPortSet(taken[proto]...)}).
+				Warn("trap ports are in use and left to whoever has them")
+		}
+	}
+}
+
+// acceptFailed reports a connection that nobody will know the source of.
+func (d *daemon) acceptFailed(port uint16, err error) {
+	d.dispatcher.Tell(detector.Event{
+		At: time.Now(), Action: detector.AcceptFailed,
+		Probe:  detector.Probe{Proto: detector.TCP, Technique: detector.TechniqueConnect, Target: netip.AddrPortFrom(netip.IPv6Unspecified(), port)},
+		Reason: "accept failed " + errnoText(err),
+	})
+}
+
+// newEnforcement returns how bans are put in force. Where nobody is banned, the
+// ledger may still have to remember who was reported.
+func (d *daemon) newEnforcement() (outputs.Enforcement, error) {
+	var e outputs.Enforcement
+	if path := d.config.Ban.File; path != "" {
+		blocked, err := blockfile.Open(path, d.config.Ban.FileFormat, func(w conf.Warning) { d.warn(w) })
+		if err != nil {
+			return e, err
+		}
+		d.blocked = blocked
+		e.Ledger = ledger{blocked}
+		e.LedgerOfAll = d.config.Ban.FileFormat == conf.BanFilePortSentry1
+	}
+	if d.config.Ban.Evidence == conf.EvidenceOff {
+		return e, nil
+	}
+	var err error
+	tcp, _ := d.config.Opened()
+	if d.guard, err = guard.Watch(guard.Config{Traps: tcp}, d.log); err != nil {
+		return e, fmt.Errorf("find out who must never be banned: %w", err)
+	}
+	e.Spared = d.guard.Spared
+	e.Outputs = []outputs.BanOutput{newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))}
+	e.OneByOne = true // commands take their time
+	e.Deadline = 4 * runcmd.DefaultTimeout
+	return e, nil
+}
+
+// A ledger remembers banned sources in PortSentry's file.
+type ledger struct{ *blockfile.File }
+
+func (l ledger) Add(ev *detector.Event) error {
+	return l.File.Add(logline.BlockedOf(ev, time.Local))
+}
+
+// newNaming returns what finds out the names of sources, or nil.
+func newNaming(cfg conf.Config) *names.Stage {
+	if !cfg.Log.Resolve {
+		return nil
+	}
+	return names.New(names.Options{Within: cfg.Log.ResolveWithin})
 }
 
 // inUse returns the service check, nil in trap mode.
@@ -133,7 +264,7 @@ func sniffConfig(cfg conf.Config, log *logrus.Entry) capture.SniffConfig {
 }
 
 // run watches until ctx ends, then drains what is on its way.
-func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
+func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	// Outputs stop after capture, so that nothing captured is lost.
 	dispatching, stopDispatcher := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopDispatcher()
@@ -143,7 +274,7 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 		d.dispatcher.Run(dispatching)
 	}()
 
-	d.logActive()
+	d.active(d)
 	d.tell(detector.DaemonStarted)
 
 	tasks, ctx := errgroup.WithContext(ctx)
@@ -156,8 +287,11 @@ func (d *daemon) run(ctx context.Context, reload <-chan os.Signal) error {
 	if d.services != nil {
 		tasks.Go(func() error { return d.services.Run(ctx) })
 	}
+	if d.guard != nil {
+		tasks.Go(func() error { return d.guard.Run(ctx) })
+	}
 	tasks.Go(func() error { return d.watchLosses(ctx) })
-	tasks.Go(func() error { return d.reloadOn(ctx, reload) })
+	tasks.Go(func() error { return d.reloadOn(ctx, hangup) })
 	err := tasks.Wait()
 
 	d.reportLosses() // of the last seconds
@@ -205,6 +339,12 @@ func (d *daemon) close() error {
 	}
 	if d.traps != nil {
 		errs = append(errs, d.traps.Close())
+	}
+	if d.guard != nil {
+		errs = append(errs, d.guard.Close())
+	}
+	if d.blocked != nil {
+		errs = append(errs, d.blocked.Close())
 	}
 	if d.outputs != nil {
 		errs = append(errs, d.outputs.close())
