@@ -150,7 +150,7 @@ func (s *Stage) Run(ctx context.Context, deliver func([]detector.Event)) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for h := range s.queue {
-		if h.waits(ctx) {
+		if h.waits() {
 			flush()
 			s.wait(ctx, timer, &h)
 		}
@@ -164,9 +164,8 @@ func (s *Stage) Run(ctx context.Context, deliver func([]detector.Event)) {
 }
 
 // waits reports whether the event has to wait for its name and still may.
-func (h *held) waits(ctx context.Context) bool {
-	return h.question != nil && !h.question.answered() &&
-		ctx.Err() == nil && time.Now().Before(h.deadline)
+func (h *held) waits() bool {
+	return h.question != nil && !h.question.answered() && time.Now().Before(h.deadline)
 }
 
 // wait returns when the answer is there or the event must go on without it.
