@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-
-	"github.com/portsnare/portsnare/detector"
 )
 
 // validate records what the types of the dialects cannot rule out.
@@ -212,39 +210,10 @@ func isOutputName(name string) bool {
 
 // warn records what is in order, but may surprise.
 func (c *Config) warn(d *diagnosis) {
-	c.warnOfLateAnswers(d)
 	c.warnOfOtherModes(d)
 	c.warnOfOtherOutputs(d)
 	c.warnOfTargets(d)
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
-}
-
-// ephemeral is where Linux puts sockets that did not ask for a port, by the
-// default of net.ipv4.ip_local_port_range, over IPv6 too.
-var ephemeral = detector.PortRange{First: 32768, Last: 60999}
-
-// maxReserved is how many of the ephemeral ports a host can do without.
-const maxReserved = 1000
-
-// warnOfLateAnswers says which UDP trap ports may get an answer for a socket
-// that has been closed in the meantime: it looks like a probe. TCP has no such
-// case, because every answer carries ACK or RST.
-func (c *Config) warnOfLateAnswers(d *diagnosis) {
-	_, sniffed := c.Sniffed() // the kernel gives an opened port to no other socket
-	var ranges []detector.PortRange
-	for _, r := range sniffed.Ranges() {
-		ranges = append(ranges, detector.PortRange{First: max(r.First, ephemeral.First), Last: min(r.Last, ephemeral.Last)})
-	}
-	ports := detector.NewPortSet(ranges...)
-	if ports.Len() == 0 {
-		return
-	}
-	remedy := "leave these ports out"
-	if ports.Len() <= maxReserved {
-		remedy = fmt.Sprintf("reserve these ports with sysctl net.ipv4.ip_local_reserved_ports=%s, or leave them out", ports)
-	}
-	d.warn(d.at("detect.udp_ports"), "late answers to this host's own UDP requests, such as DNS and NTP, "+
-		"usually arrive at ports %d-%d and would be reported as probes by the server; %s", ephemeral.First, ephemeral.Last, remedy)
 }
 
 // warnOfOtherModes says which settings the mode leaves without effect.
