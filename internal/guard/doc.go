@@ -8,4 +8,10 @@
 //
 // When in doubt the guard spares: any overlap of a ban and the set counts, and
 // while something cannot be read, what was known of it stays in force.
+//
+// What it cannot know: bans that were made before somebody came to be spared;
+// whoever connected less than a second ago; servers for DHCP, NTP and the like,
+// which belong on the administrator's list; and who on an SSH connection has
+// logged in. So a stranger is spared, too, while he holds a connection to an
+// SSH server open, but not afterwards.
 package guard

@@ -27,8 +27,8 @@ type hostTables struct {
 // so that none is lost between a reading and the first wait.
 func openHostTables() (*hostTables, error) {
 	notices, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{
-		// Links, because IPv4 routes go without notice when theirs goes down.
-		Groups: unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
+		// Not links: what goes with one that goes down may stay for a while.
+		Groups: unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
 			unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE | 1<<(unix.RTNLGRP_NEXTHOP-1),
 	})
 	if err != nil {
@@ -114,8 +114,9 @@ type hostReading struct {
 	why     map[netip.Prefix]string // of entries: a thousand routes have one gateway
 }
 
-// add takes a prefix unless it is there or spared on all hosts, as routers'
-// link-local addresses are, of which a neighbour could announce any number.
+// add takes a prefix unless it is there or overlaps what is spared on all hosts.
+// That leaves out routers' link-local addresses, of which a neighbour could
+// announce any number, and a route that makes everything local.
 func (r *hostReading) add(p netip.Prefix, why string) {
 	p = canonical(p)
 	if _, known := r.why[p]; known || !p.IsValid() {

@@ -125,7 +125,7 @@ func TestWatchKnowsTheHost(t *testing.T) {
 		"address add 198.51.100.8/31 dev eth0",
 		"address add 198.51.100.65/26 broadcast 198.51.100.120 dev eth0",
 		"route add local 203.0.113.128/25 dev lo",
-		"route add local 0.0.0.0/0 dev lo table 100", // as transparent proxies have
+		"route add local 203.0.113.0/27 dev lo table 100", // as transparent proxies have
 		"route add default via 192.0.2.1",
 		"route add 203.0.113.64/27 via 192.0.2.7 table 1000",
 		"route add 203.0.113.96/27 nexthop via 192.0.2.8 nexthop via 192.0.2.9",
@@ -137,6 +137,7 @@ func TestWatchKnowsTheHost(t *testing.T) {
 		"nexthop add id 6 via 2001:db8::a dev eth0",
 		"nexthop add id 7 group 5",
 		"route add 198.51.100.224/27 nhid 7",
+		"-6 route add local ::/0 dev lo table local",
 	} {
 		target.Run(t, "ip", strings.Fields(command)...)
 	}
@@ -180,6 +181,11 @@ func TestWatchKnowsTheHost(t *testing.T) {
 	if got := why(g, "2001:db8::/64"); got == "" {
 		t.Error("a prefix that holds own addresses and gateways may be banned")
 	}
+	for _, e := range *g.parts[fromHost].Load() {
+		if other, fixed := fixedSet.overlapping(e.Prefix); fixed {
+			t.Errorf("%v (%s) is kept, although %v is spared on all hosts", e.Prefix, e.Why, other.Prefix)
+		}
+	}
 }
 
 func TestRunFollowsTheHost(t *testing.T) {
@@ -203,8 +209,6 @@ func TestRunFollowsTheHost(t *testing.T) {
 		{"link add wire9 type veth peer name wire10", "192.0.2.99/32", ""},
 		{"address add 192.0.2.99/32 dev wire9", "192.0.2.99/32", whyOwn}, // while it is down
 		{"link delete wire9", "192.0.2.99/32", ""},
-		{"route add 203.0.113.0/24 via 192.0.2.6", "192.0.2.6/32", whyGateway},
-		{"link set eth0 down", "192.0.2.6/32", ""}, // the route went without notice
 	}
 	for _, step := range steps {
 		target.Run(t, "ip", strings.Fields(step.command)...)
@@ -274,13 +278,17 @@ func TestKernelFailsLater(t *testing.T) {
 	}
 }
 
-// TestDumperRecovers has a dump fail, and answers left in the socket.
+// TestDumperRecovers has a dump fail, after which answers may be left in the
+// socket.
 func TestDumperRecovers(t *testing.T) {
 	_, target := nettest.NewPair(t)
 	g, _ := watchHost(t, target, Config{})
 	target.Do(t, func() { // opens another socket
 		if err := g.host.tables.dump(0xffff, nil, 0, nil); err == nil {
 			t.Error("a dump of nothing succeeded")
+		}
+		if g.host.tables.conn != nil {
+			t.Error("the socket stays in use")
 		}
 		target.Run(t, "ip", "address", "add", "192.0.2.77/24", "dev", "eth0")
 		if err := g.readHost(); err != nil {
@@ -341,31 +349,55 @@ func dialFrom(t testing.TB, host *nettest.Host, to netip.AddrPort) net.Conn {
 func TestRunFollowsSessions(t *testing.T) {
 	scanner, target := nettest.NewPair(t)
 	target.Listen(t, "tcp", 22) // dual-stack, so IPv4 peers are mapped ones
-	target.Listen(t, "tcp", 2222)
-	target.Listen(t, "tcp", 80)
-	scanner.Listen(t, "tcp", 22)
 	g := runGuard(t, target, Config{})
-
 	first := dialFrom(t, scanner, netip.AddrPortFrom(target.IPv4, 22))
-	eventually(t, g, "192.0.2.1/32", whySession)
 	dialFrom(t, scanner, netip.AddrPortFrom(target.IPv6, 22))
+	eventually(t, g, "192.0.2.1/32", whySession)
 	eventually(t, g, "2001:db8::1/128", whySession)
 	first.Close()
 	eventually(t, g, "192.0.2.1/32", "")
+}
 
-	// On another port it is no SSH session, until the administrator says so.
+func TestSessionsAreInboundAndOnSSHPorts(t *testing.T) {
+	scanner, target := nettest.NewPair(t)
+	target.Listen(t, "tcp", 22)
+	target.Listen(t, "tcp", 2222)
+	target.Listen(t, "tcp", 80)
+	scanner.Listen(t, "tcp", 22)
+	dialFrom(t, scanner, netip.AddrPortFrom(target.IPv6, 22))
 	dialFrom(t, scanner, netip.AddrPortFrom(target.IPv4, 2222))
 	dialFrom(t, scanner, netip.AddrPortFrom(target.IPv4, 80))
 	dialFrom(t, target, netip.AddrPortFrom(scanner.IPv4, 22)) // outbound
-	g.Configure(Config{SSHPorts: []uint16{2222}})
-	eventually(t, g, "192.0.2.1/32", whySession)
-	eventually(t, g, "2001:db8::1/128", "") // 22 is no longer one
-	g.Configure(Config{SSHPorts: []uint16{2222}, Traps: detector.NewPortSet(detector.PortRange{First: 2222, Last: 2222})})
-	eventually(t, g, "192.0.2.1/32", "")
-	g.Configure(Config{})
-	eventually(t, g, "2001:db8::1/128", whySession)
-	if got := why(g, "192.0.2.1/32"); got != "" {
-		t.Errorf("the peer on other ports, and of an outbound session, is spared as %q", got)
+	trap := detector.NewPortSet(detector.PortRange{First: 2222, Last: 2222})
+	tests := map[string]struct {
+		config   Config
+		on22     string // why the peer on port 22 is spared
+		on2222   string
+		wantPort string
+	}{
+		"nothing said":      {Config{}, whySession, "", "22"},
+		"another":           {Config{SSHPorts: []uint16{2222}}, "", whySession, "2222"},
+		"both":              {Config{SSHPorts: []uint16{2222, 22, 2222}}, whySession, whySession, "22,2222"},
+		"one is a trap":     {Config{SSHPorts: []uint16{22, 2222}, Traps: trap}, whySession, "", "22"},
+		"the one is a trap": {Config{SSHPorts: []uint16{2222}, Traps: trap}, "", "", ""},
+	}
+	g, _ := watchHost(t, target, Config{})
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			g.Configure(tt.config)
+			if err := g.readSessions(); err != nil {
+				t.Fatal(err)
+			}
+			if got := portList(g.sessions.ports); got != tt.wantPort {
+				t.Errorf("ports %s, want %s", got, tt.wantPort)
+			}
+			if got := why(g, "2001:db8::1/128"); got != tt.on22 {
+				t.Errorf("the peer on port 22 is spared as %q, want %q", got, tt.on22)
+			}
+			if got := why(g, "192.0.2.1/32"); got != tt.on2222 {
+				t.Errorf("the peer on port 2222 is spared as %q, want %q", got, tt.on2222)
+			}
+		})
 	}
 }
 
