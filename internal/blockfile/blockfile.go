@@ -9,16 +9,17 @@
 package blockfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"github.com/portsnare/portsnare/parsers/conf"
 	"github.com/portsnare/portsnare/parsers/logline"
@@ -75,6 +76,7 @@ func Open(path string, format conf.BanFileFormat, warn func(conf.Warning)) (*Fil
 	if warn == nil {
 		warn = func(conf.Warning) {}
 	}
+	format = cmp.Or(format, conf.BanFilePortSentry2) // conf's default
 	f := &File{name: path, format: format, warn: warn, held: make(map[source]struct{})}
 	var err error
 	if f.path, err = filepath.Abs(path); err != nil {
@@ -95,9 +97,8 @@ func (f *File) fault(err error) conf.Fault {
 	fault := conf.Fault{Place: conf.Place{File: f.name}, Text: err.Error(), Err: err}
 	reason := fault.Text
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
-		letters := []rune(errno.Error()) // strerror(3), but for the capital
-		letters[0] = unicode.ToUpper(letters[0])
-		reason = string(letters)
+		text := errno.Error() // strerror(3)'s, but for the capital
+		reason = strings.ToUpper(text[:1]) + text[1:]
 	}
 	fault.Upstream = "Unable to open block file for writing " + f.name + ": " + reason
 	return fault
@@ -107,8 +108,8 @@ func (f *File) warnOf(text, upstream string) {
 	f.warn(conf.Warning{Place: conf.Place{File: f.name}, Text: text, Upstream: upstream})
 }
 
-// Holds reports whether source is in the file. An IPv4-mapped address is the
-// IPv4 address, and a zone does not matter. PortSentry 1.2's file is looked at,
+// Holds reports whether addr is held. An IPv4-mapped address is the IPv4 address,
+// and a zone does not matter. PortSentry 1.2's file is looked at,
 // and read again if it has changed, at most every ten milliseconds; apart from
 // that Holds allocates nothing.
 func (f *File) Holds(addr netip.Addr) bool {

@@ -296,6 +296,22 @@ func TestPortSentry1FollowsEditsByHand(t *testing.T) {
 			0,
 			strings.Replace(line4, "203.0.113.7", "203.0.113.9", 1) + line6 + line4Other,
 		},
+		"a line removed, and the time kept": {
+			func(path string) error {
+				return keepTime(path, func() error { return os.WriteFile(path, []byte(line6), 0) })
+			}, []netip.Addr{v6}, 0, line6 + line4Other,
+		},
+		"replaced by one of the same length and time": {
+			func(path string) error {
+				return keepTime(path, func() error {
+					edited := strings.Replace(line4, "203.0.113.7", "203.0.113.9", 1) + line6
+					return errors.Join(os.WriteFile(path+"~", []byte(edited), 0o644), os.Rename(path+"~", path))
+				})
+			},
+			[]netip.Addr{netip.MustParseAddr("203.0.113.9"), v6},
+			0,
+			strings.Replace(line4, "203.0.113.7", "203.0.113.9", 1) + line6 + line4Other,
+		},
 		"the last newline left out": {
 			func(path string) error { return os.WriteFile(path, []byte(strings.TrimSuffix(line4, "\n")), 0) },
 			[]netip.Addr{v4},
@@ -328,8 +344,33 @@ func TestPortSentry1FollowsEditsByHand(t *testing.T) {
 			mustAdd(t, f, blocked(v4Other, ""))
 			checkFile(t, path, test.after)
 			f.checkHeld(t, append(test.want, v4Other)...)
+
+			last := blocked(netip.MustParseAddr("192.0.2.1"), "")
+			mustAdd(t, f, last)
+			checkFile(t, path, string(Append([]byte(test.after), conf.BanFilePortSentry1, &last)))
 		})
 	}
+}
+
+// keepTime runs edit and sets the time of the file back to what it was.
+func keepTime(path string, edit func() error) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(edit(), os.Chtimes(path, time.Time{}, info.ModTime()))
+}
+
+// An edit at the moment of our own is not mistaken for it.
+func TestPortSentry1SeesAnEditBesideItsOwn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "blocked.tcp")
+	f := mustOpen(t, path, conf.BanFilePortSentry1)
+	write(t, path, line4)
+	b := blocked(v6, "")
+	if err := f.appendLocked(&b); err != nil { // as Add does, having looked just before the edit
+		t.Fatal(err)
+	}
+	f.checkHeld(t, v4, v6)
 }
 
 // Between two looks an answer costs no system call.
@@ -368,6 +409,9 @@ func TestPortSentry1RefusesAnUnsafeReplacement(t *testing.T) {
 	}
 	if err := f.Add(blocked(v4Other, "")); err == nil {
 		t.Error("Add to a symbolic link: no error")
+	}
+	if err := f.Add(blocked(v4, "")); err != nil {
+		t.Errorf("Add of a source that is held: %v", err)
 	}
 	f.checkHeld(t, v4, v4Other)
 	checkFile(t, elsewhere, line6)

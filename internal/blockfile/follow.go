@@ -71,6 +71,9 @@ func (f *File) readLocked(load func(data []byte) error) error {
 		return err
 	}
 	f.seen = info // before it is read, so that a change meanwhile is not missed
+	if info.Size() > maxSize {
+		return errTooLarge
+	}
 	data, err := readAll(f.file)
 	if err != nil {
 		return err

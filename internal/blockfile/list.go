@@ -69,11 +69,13 @@ func program(format conf.BanFileFormat) string {
 	return "PortSentry 2"
 }
 
+var errTooLarge = fmt.Errorf("larger than %d MiB, the most that is read; move it away", maxSize>>20)
+
 // readAll reads what is at most maxSize long.
 func readAll(r io.Reader) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, maxSize+1))
 	if err == nil && len(data) > maxSize {
-		err = fmt.Errorf("larger than %d MiB, the most that is read; move it away", maxSize>>20)
+		err = errTooLarge
 	}
 	return data, err
 }

@@ -63,7 +63,7 @@ func openDirectory(path string) (dir *os.File, shared bool, err error) {
 		dir.Close()
 		return nil, false, err
 	}
-	return dir, othersWrite(info) || !ours(info, os.Geteuid()), nil
+	return dir, isShared(info, os.Geteuid()), nil
 }
 
 // openIn opens the file at path, which lies in dir.
@@ -111,6 +111,10 @@ func check(info fs.FileInfo, shared bool, euid int) error {
 	}
 	return nil
 }
+
+// isShared reports whether others than root and the user euid can make files in
+// the directory.
+func isShared(dir fs.FileInfo, euid int) bool { return othersWrite(dir) || !ours(dir, euid) }
 
 // ours reports whether the owner is root or the user euid.
 func ours(info fs.FileInfo, euid int) bool {

@@ -101,7 +101,7 @@ func TestOwnership(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			err := check(owned{test.owner}, test.shared, int(test.euid))
+			err := check(owned{test.owner, 0o600}, test.shared, int(test.euid))
 			if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 				t.Errorf("check: %v, want %q", err, test.want)
 			}
@@ -109,22 +109,34 @@ func TestOwnership(t *testing.T) {
 	}
 }
 
-// owned is what a regular file of a user's looks like. Giving a file away needs
-// more than the user namespace in which the tests may run.
-type owned struct{ uid uint32 }
+// owned is what a file of a user's looks like. Giving a file away needs more than
+// the user namespace in which the tests may run.
+type owned struct {
+	uid  uint32
+	mode fs.FileMode
+}
 
-func (owned) Name() string       { return "blocked" }
-func (owned) Size() int64        { return 0 }
-func (owned) Mode() fs.FileMode  { return 0o600 }
-func (owned) ModTime() time.Time { return time.Time{} }
-func (owned) IsDir() bool        { return false }
-func (o owned) Sys() any         { return &syscall.Stat_t{Uid: o.uid, Nlink: 1} }
+func (owned) Name() string        { return "blocked" }
+func (owned) Size() int64         { return 0 }
+func (o owned) Mode() fs.FileMode { return o.mode }
+func (owned) ModTime() time.Time  { return time.Time{} }
+func (owned) IsDir() bool         { return false }
+func (o owned) Sys() any          { return &syscall.Stat_t{Uid: o.uid, Nlink: 1} }
 
-// Another user's directory is as bad as one that all may write to.
-func TestDirectoryOfAnotherUserIsShared(t *testing.T) {
-	for uid, want := range map[uint32]bool{0: false, 1000: false, 1001: true} {
-		if got := !ours(owned{uid}, 1000); got != want {
-			t.Errorf("a directory of user %d is shared: %v, want %v", uid, got, want)
+func TestIsShared(t *testing.T) {
+	tests := map[string]struct {
+		dir  owned
+		want bool
+	}{
+		"root's":                    {owned{0, 0o755}, false},
+		"our own":                   {owned{1000, 0o700}, false},
+		"another user's":            {owned{1001, 0o755}, true},
+		"root's, open to all":       {owned{0, 0o777 | fs.ModeSticky}, true},
+		"root's, open to its group": {owned{0, 0o775}, true},
+	}
+	for name, test := range tests {
+		if got := isShared(test.dir, 1000); got != test.want {
+			t.Errorf("%s: isShared = %v, want %v", name, got, test.want)
 		}
 	}
 }
