@@ -47,7 +47,8 @@ type Runner struct {
 	// Stdout and Stderr take the command's output; nil drops it. An *os.File is
 	// handed to the command itself. To anything else the output is copied until
 	// the command ends: what its processes in the background print afterwards
-	// is lost and may end them.
+	// is lost and may end them. A writer that blocks counts towards the timeout,
+	// and Run returns even if it blocks for ever.
 	Stdout, Stderr io.Writer
 
 	// Timeout is how long a command may take; zero means [DefaultTimeout].
@@ -78,8 +79,12 @@ func (r *Runner) Run(ctx context.Context, command string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start command: %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	var err error // of Wait; read it after ended is closed
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		err = cmd.Wait()
+	}()
 
 	timeout := r.Timeout
 	if timeout == 0 {
@@ -88,7 +93,7 @@ func (r *Runner) Run(ctx context.Context, command string) error {
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case err := <-ended:
+	case <-ended:
 		return r.judge(err)
 	case <-timer.C:
 		r.endGroup(cmd.Process.Pid, ended)
@@ -119,10 +124,10 @@ func (r *Runner) judge(err error) error {
 	return fmt.Errorf("command failed: %w", exit)
 }
 
-// endGroup ends the processes of a group. Its leader's end arrives on ended.
-// It does not wait longer than twice the grace: not even SIGKILL ends a process
-// that waits for a dead disk. The leader is then collected whenever it ends.
-func (r *Runner) endGroup(group int, ended <-chan error) {
+// endGroup ends the processes of a group and waits for ended, which is closed
+// once the leader is collected and its output copied. Each wait is bounded: not
+// even SIGKILL ends a process that waits for a dead disk.
+func (r *Runner) endGroup(group int, ended <-chan struct{}) {
 	wait := r.grace
 	if wait == 0 {
 		wait = grace
@@ -130,23 +135,25 @@ func (r *Runner) endGroup(group int, ended <-chan error) {
 	for _, sig := range []syscall.Signal{unix.SIGTERM, unix.SIGKILL} {
 		// The group may be gone by now, which is what we want.
 		_ = unix.Kill(-group, sig)
-		if groupGone(group, ended, wait) {
-			return
+		if groupGone(group, wait) {
+			break
 		}
+	}
+	select {
+	case <-ended:
+	case <-time.After(wait):
 	}
 }
 
-// groupGone waits until the group is empty and its leader collected, and
-// reports whether that was so within the given time.
-func groupGone(group int, ended <-chan error, within time.Duration) bool {
+// groupGone waits until the group is empty, its dead collected, and reports
+// whether that was so within the given time.
+func groupGone(group int, within time.Duration) bool {
 	late := time.NewTimer(within)
 	defer late.Stop()
 	tick := time.NewTicker(groupPoll)
 	defer tick.Stop()
 	for {
-		// Until it is collected, the leader counts as a member.
 		if errors.Is(unix.Kill(-group, 0), unix.ESRCH) {
-			<-ended
 			return true
 		}
 		select {

@@ -196,6 +196,16 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
+func TestRunDoesNotWaitForEverToWrite(t *testing.T) {
+	read := make(chan struct{})
+	defer close(read)
+	stuck := writerFunc(func(p []byte) (int, error) { <-read; return len(p), nil })
+	r := Runner{Stdout: stuck, Timeout: 50 * time.Millisecond, grace: 50 * time.Millisecond}
+	if err := r.Run(t.Context(), "echo"); err == nil {
+		t.Error("Run = nil though nobody took the output")
+	}
+}
+
 func TestRunGivesTimeToEnd(t *testing.T) {
 	var out bytes.Buffer
 	r := Runner{Stdout: &out, Timeout: 200 * time.Millisecond, IgnoreStatus: true}
