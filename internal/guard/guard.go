@@ -111,18 +111,19 @@ func newGuard(config Config, log *logrus.Entry) *Guard {
 	return g
 }
 
-// Configure puts another configuration in force: its prefixes at once, the rest
-// within a second. What was learned before is kept.
+// Configure puts another configuration in force: its prefixes at once, its ports
+// within a second, its names when they have been looked up. What was learned
+// before is kept.
 func (g *Guard) Configure(config Config) {
-	config.Allow = slices.Clone(config.Allow)
 	config.Names = slices.Clone(config.Names)
 	config.SSHPorts = slices.Clone(config.SSHPorts)
 	allowed := make([]Entry, len(config.Allow))
 	for i, p := range config.Allow {
 		allowed[i] = Entry{p, whyAllowed}
 	}
-	g.config.Store(&config)
 	g.put(fromAllow, allowed)
+	config.Allow = nil // no longer needed, and the caller's
+	g.config.Store(&config)
 	select {
 	case g.renamed <- struct{}{}:
 	default:

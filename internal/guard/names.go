@@ -33,19 +33,10 @@ func newNameBook(lookup lookupFunc) nameBook {
 	return nameBook{lookup: lookup, answers: make(map[string][]netip.Addr)}
 }
 
-// followNames looks up the administrator's names.
+// followNames looks up the administrator's names, the first time at once.
 func (g *Guard) followNames(ctx context.Context) {
+	wait := namesInterval // not for the first time: Configure has told of them
 	for {
-		entries, err := g.names.renew(ctx, g.config.Load().Names)
-		if ctx.Err() != nil {
-			return
-		}
-		g.put(fromNames, entries)
-		g.coped(fromNames, err)
-		wait := namesInterval
-		if err != nil {
-			wait = namesRetry
-		}
 		again := time.NewTimer(wait)
 		select {
 		case <-again.C:
@@ -53,6 +44,16 @@ func (g *Guard) followNames(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		again.Stop()
+		entries, err := g.names.renew(ctx, g.config.Load().Names)
+		if ctx.Err() != nil {
+			return
+		}
+		g.put(fromNames, entries)
+		g.coped(fromNames, err)
+		wait = namesInterval
+		if err != nil {
+			wait = namesRetry
+		}
 	}
 }
 

@@ -53,7 +53,6 @@ func startNames(t *testing.T, lookup lookupFunc, names ...string) (*Guard, *logt
 	logger, logged := logtest.NewNullLogger()
 	g := newGuard(Config{Names: names}, logrus.NewEntry(logger))
 	g.names.lookup = lookup
-	<-g.renamed // told by newGuard; the first lookup is due anyway
 	ended := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
