@@ -48,7 +48,7 @@ func runPortSentry2(args []string, stdout, stderr io.Writer) int {
 	}
 	switch {
 	case line.Help:
-		fmt.Fprint(stdout, cmdline.UsagePortSentry2(portSentry))
+		fmt.Fprint(stdout, cmdline.Usage(portSentry))
 		return exitOK
 	case line.Version:
 		return exitOK

@@ -224,7 +224,7 @@ func TestParsePortSentry1(t *testing.T) {
 
 // TestUsage makes sure that the usage leaves out no option and fits a terminal.
 func TestUsage(t *testing.T) {
-	usage := UsagePortSentry2("portsentry")
+	usage := Usage("portsentry")
 	var want []string
 	for _, o := range portSentry2Options {
 		switch {

@@ -2,9 +2,9 @@ package cmdline
 
 import "fmt"
 
-// UsagePortSentry2 returns what --help prints: both command lines that a program
+// Usage returns what --help prints: both command lines that a program
 // of that name takes.
-func UsagePortSentry2(program string) string {
+func Usage(program string) string {
 	return fmt.Sprintf(`%[1]s is Portsnare, a port-scan detector, in the place of PortSentry.
 
 Usage: %[1]s [OPTION]...

@@ -64,6 +64,7 @@ type Detect struct {
 	Ignore []string
 
 	Trigger          int  // probes from one source that make a scan; default 0, which like 1 is the first
+	Broadcasts       bool // UDP datagrams to many are probes too, off the interfaces; default false
 	SkipServiceCheck bool // report probes to ports where a local service listens; default false
 	SkipLocalCheck   bool // act on probes that this host sent to itself; default false
 }

@@ -27,6 +27,7 @@ var nativeKeys = map[string]setter{
 	"detect.udp_ports":     ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Detect.UDPPorts }),
 	"detect.ignore":        list(func(c *Config) *[]string { return &c.Detect.Ignore }),
 	"detect.trigger":       trigger,
+	"detect.broadcasts":    when(func(c *Config) *bool { return &c.Detect.Broadcasts }),
 	"detect.service_check": unless(func(c *Config) *bool { return &c.Detect.SkipServiceCheck }),
 	"detect.local_check":   unless(func(c *Config) *bool { return &c.Detect.SkipLocalCheck }),
 

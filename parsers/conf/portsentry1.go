@@ -374,6 +374,7 @@ func (f *portSentry1File) watch(c *Config, words []ModeWord) {
 		}
 		if word.Proto() == detector.UDP {
 			*udp = f.ports(word, table+".udp_ports")
+			c.Detect.Broadcasts = !word.Opens()
 		} else {
 			*tcp = f.ports(word, table+".tcp_ports")
 		}

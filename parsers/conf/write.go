@@ -20,6 +20,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("udp_ports", c.Detect.UDPPorts.String(), "")
 	w.pairIf(len(c.Detect.Ignore) > 0, "ignore", c.Detect.Ignore)
 	w.pairIf(c.Detect.Trigger != 0, "trigger", int64(c.Detect.Trigger))
+	w.pairIf(c.Detect.Broadcasts, "broadcasts", true)
 	w.pairIf(c.Detect.SkipServiceCheck, "service_check", false)
 	w.pairIf(c.Detect.SkipLocalCheck, "local_check", false)
 
