@@ -70,7 +70,8 @@ func (d *daemon) reportLosses() {
 
 // logCounters says at the end what was seen, done and lost.
 func (d *daemon) logCounters() {
-	for _, o := range d.dispatcher.Stats().Outputs {
+	dispatcher := d.dispatcher.Stats()
+	for _, o := range dispatcher.Outputs {
 		if o.Dropped > 0 {
 			d.log.WithFields(logrus.Fields{"output": o.Name, "events": o.Dropped}).Warn("output did not get all events")
 		}
@@ -80,6 +81,15 @@ func (d *daemon) logCounters() {
 		"probes": engine.Probes, "reported": engine.Reported, "in_use": engine.InUse,
 		"packets_lost": lost.packets, "events_lost": lost.events,
 		"sources_forgotten": engine.SourcesForgotten,
+	}
+	if d.guard != nil {
+		bans := dispatcher.Bans
+		fields["banned"], fields["bans_failed"], fields["spared"], fields["held"] = bans.Banned, bans.Failed, bans.Spared, bans.Held
+	}
+	if d.naming != nil {
+		n := d.naming.Stats()
+		fields["lookups"], fields["lookups_failed"], fields["names_refused"] = n.Lookups, n.Failed, n.Refused
+		fields["names_late"], fields["sources_not_looked_up"] = n.Late+n.Hurried, n.Unasked
 	}
 	if d.services != nil {
 		fields["service_check_failures"] = d.services.Failures()

@@ -57,6 +57,7 @@ type daemon struct {
 	guard      *guard.Guard          // nil if nobody is banned
 	blocked    *blockfile.File       // nil if none is configured
 	engine     *detector.Engine
+	naming     *names.Stage // nil if sources get no names
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
 
@@ -148,7 +149,8 @@ func newDaemon(p persona, cfg conf.Config) (_ *daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.dispatcher = outputs.NewDispatcher(d.log, enforcement, newNaming(cfg), d.outputs.named)
+	d.naming = newNaming(cfg)
+	d.dispatcher = outputs.NewDispatcher(d.log, enforcement, d.naming, d.outputs.named)
 	return d, nil
 }
 
@@ -252,7 +254,7 @@ func trapConfig(cfg conf.Config, log *logrus.Entry) capture.TrapConfig {
 
 // sniffConfig says what to capture; cfg.Interfaces may be a word for many.
 func sniffConfig(cfg conf.Config, log *logrus.Entry) capture.SniffConfig {
-	sniff := capture.SniffConfig{TCP: cfg.Detect.TCPPorts, UDP: cfg.Detect.UDPPorts, Log: log}
+	sniff := capture.SniffConfig{TCP: cfg.Detect.TCPPorts, UDP: cfg.Detect.UDPPorts, Broadcasts: cfg.Detect.Broadcasts, Log: log}
 	switch {
 	case slices.Contains(cfg.Interfaces, conf.AllInterfaces):
 	case slices.Contains(cfg.Interfaces, conf.AllButLoopback):
