@@ -17,12 +17,9 @@ import (
 // it cannot be read, what was held stays held and the File has no file.
 func (f *File) followLocked() error {
 	f.looked = time.Now()
-	now, err := os.Lstat(f.path)
+	now, err := os.Lstat(f.path) // nil if there is nothing
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil // privileges to see it have gone, say: the open file is good
-	}
-	if err != nil {
-		now = nil
 	}
 	if same(f.seen, now) {
 		return nil
