@@ -207,14 +207,24 @@ func TestRunDoesNotWaitForEverToWrite(t *testing.T) {
 }
 
 func TestRunGivesTimeToEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	var out bytes.Buffer
-	r := Runner{Stdout: &out, Timeout: 200 * time.Millisecond, IgnoreStatus: true}
-	err := r.Run(t.Context(), "trap 'sleep 0.1; echo tidied up; exit' TERM; while :; do sleep 0.01; done")
-	if want := "command took longer than 200ms and was ended"; text(err) != want {
-		t.Errorf("Run = %v, want %s", err, want)
+	r := Runner{Stdout: writerFunc(func(p []byte) (int, error) {
+		cancel() // now that the trap is set
+		return out.Write(p)
+	})}
+	err := r.Run(ctx, "trap 'sleep 0.1; echo tidied up; exit' TERM; echo ready; while :; do sleep 0.01; done")
+	if !errors.Is(err, context.Canceled) || out.String() != "ready\ntidied up\n" {
+		t.Errorf("Run = %v, and the command printed %q", err, out.String())
 	}
-	if out.String() != "tidied up\n" {
-		t.Errorf("the command printed %q", out.String())
+}
+
+// What is ended was not done, even for who ignores the status.
+func TestRunTimesOut(t *testing.T) {
+	r := Runner{Timeout: 50 * time.Millisecond, IgnoreStatus: true}
+	if got, want := text(r.Run(t.Context(), "sleep 1000")), "command took longer than 50ms and was ended"; got != want {
+		t.Errorf("Run = %q, want %q", got, want)
 	}
 }
 
