@@ -111,7 +111,8 @@ func (d *daemon) reload() error {
 // whether that makes a difference.
 func (d *daemon) keepWhatIsOpen(cfg *conf.Config) bool {
 	wanted := *cfg
-	cfg.Interfaces, cfg.Ban, cfg.Log, cfg.Events, cfg.Outputs = d.config.Interfaces, d.config.Ban, d.config.Log, d.config.Events, d.config.Outputs
+	cfg.Interfaces, cfg.Detect.Broadcasts = d.config.Interfaces, d.config.Detect.Broadcasts
+	cfg.Ban, cfg.Log, cfg.Events, cfg.Outputs = d.config.Ban, d.config.Log, d.config.Events, d.config.Outputs
 	return !reflect.DeepEqual(*cfg, wanted)
 }
 

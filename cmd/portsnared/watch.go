@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -19,32 +17,10 @@ import (
 	"github.com/portsnare/portsnare/detector/capture"
 	"github.com/portsnare/portsnare/internal/blockfile"
 	"github.com/portsnare/portsnare/internal/guard"
-	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
 	"github.com/portsnare/portsnare/outputs/names"
-	"github.com/portsnare/portsnare/outputs/portsentrylog"
-	"github.com/portsnare/portsnare/outputs/runcmd"
 	"github.com/portsnare/portsnare/parsers/conf"
-	"github.com/portsnare/portsnare/parsers/logline"
 )
-
-// A persona is how the daemon presents itself: as Portsnare, or as one of the
-// generations of PortSentry.
-type persona struct {
-	log        *logrus.Entry
-	out, fault *printer // standard output, and where errors are printed
-
-	load       func() (conf.Config, error)                                       // the configuration, anew each time
-	loadIgnore func(paths ...string) (detector.PrefixSet, []conf.Warning, error) // whom to ignore
-	form       func(cfg conf.Config) portsentrylog.Form                          // of lines
-	active     func(d *daemon)                                                   // tells that everything is open
-	refused    func(ports []capture.RefusedPort)                                 // tells of traps that could not be had
-
-	tellServices  bool // report packets that a service takes
-	advanced      bool // it is PortSentry 1.2 in an advanced mode
-	makeHostsDeny bool // a missing hosts.deny is made
-	ignoreHangup  bool // SIGHUP does nothing
-}
 
 // A daemon is everything that runs while portsnared watches.
 type daemon struct {
@@ -65,24 +41,6 @@ type daemon struct {
 	ignored     detector.PrefixSet // what the ignore files said
 	ignoreFiles files              // as they were when last read
 	reported    losses             // so far
-}
-
-// watch reports probes until a signal ends it, as Portsnare.
-func watch(o options, log *logrus.Entry, stdout io.Writer) error {
-	out := newPrinter(stdout)
-	p := persona{
-		log: log, out: out, fault: out,
-		load:       func() (conf.Config, error) { return loadConfig(o, log) },
-		loadIgnore: conf.LoadIgnore,
-		form:       lineForm,
-		active:     (*daemon).logActive,
-		refused:    func(ports []capture.RefusedPort) { logRefused(log, ports) },
-	}
-	cfg, err := p.load()
-	if err != nil {
-		return err
-	}
-	return errors.Join(p.watch(cfg), out.Close())
 }
 
 // watch reports probes until a signal ends it.
@@ -171,21 +129,6 @@ func (d *daemon) openTraps() (err error) {
 	return nil
 }
 
-// logRefused names the ports that a service has, in one warning for each
-// protocol.
-func logRefused(log *logrus.Entry, refused []capture.RefusedPort) {
-	taken := make(map[detector.Proto][]detector.PortRange)
-	for _, r := range refused {
-		taken[r.Proto] = append(taken[r.Proto], detector.PortRange{First: r.Port, Last: r.Port})
-	}
-	for _, proto := range []detector.Proto{detector.TCP, detector.UDP} {
-		if len(taken[proto]) > 0 {
-			log.WithFields(logrus.Fields{"proto": proto, "ports": detector.NewPortSet(taken[proto]...)}).
-				Warn("trap ports are in use and left to whoever has them")
-		}
-	}
-}
-
 // acceptFailed reports a connection that nobody will know the source of.
 func (d *daemon) acceptFailed(port uint16, err error) {
 	d.dispatcher.Tell(detector.Event{
@@ -193,49 +136,6 @@ func (d *daemon) acceptFailed(port uint16, err error) {
 		Probe:  detector.Probe{Proto: detector.TCP, Technique: detector.TechniqueConnect, Target: netip.AddrPortFrom(netip.IPv6Unspecified(), port)},
 		Reason: "accept failed " + errnoText(err),
 	})
-}
-
-// newEnforcement returns how bans are put in force. Where nobody is banned, the
-// ledger may still have to remember who was reported.
-func (d *daemon) newEnforcement() (outputs.Enforcement, error) {
-	var e outputs.Enforcement
-	if path := d.config.Ban.File; path != "" {
-		blocked, err := blockfile.Open(path, d.config.Ban.FileFormat, func(w conf.Warning) { d.warn(w) })
-		if err != nil {
-			return e, err
-		}
-		d.blocked = blocked
-		e.Ledger = ledger{blocked}
-		e.LedgerOfAll = d.config.Ban.FileFormat == conf.BanFilePortSentry1
-	}
-	if d.config.Ban.Evidence == conf.EvidenceOff {
-		return e, nil
-	}
-	var err error
-	tcp, _ := d.config.Opened()
-	if d.guard, err = guard.Watch(guard.Config{Traps: tcp}, d.log); err != nil {
-		return e, fmt.Errorf("find out who must never be banned: %w", err)
-	}
-	e.Spared = d.guard.Spared
-	e.Outputs = []outputs.BanOutput{newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))}
-	e.OneByOne = true // commands take their time
-	e.Deadline = 4 * runcmd.DefaultTimeout
-	return e, nil
-}
-
-// A ledger remembers banned sources in PortSentry's file.
-type ledger struct{ *blockfile.File }
-
-func (l ledger) Add(ev *detector.Event) error {
-	return l.File.Add(logline.BlockedOf(ev, time.Local))
-}
-
-// newNaming returns what finds out the names of sources, or nil.
-func newNaming(cfg conf.Config) *names.Stage {
-	if !cfg.Log.Resolve {
-		return nil
-	}
-	return names.New(names.Options{Within: cfg.Log.ResolveWithin})
 }
 
 // inUse returns the service check, nil in trap mode.
@@ -302,20 +202,6 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	<-drained
 	d.logCounters()
 	return err
-}
-
-// logActive says what is watched.
-func (d *daemon) logActive() {
-	fields := logrus.Fields{"version": version.String(), "mode": d.config.Mode}
-	if d.socket != nil {
-		tcp, udp := d.config.Sniffed()
-		fields["tcp_ports"], fields["udp_ports"] = tcp.Len(), udp.Len()
-	}
-	if d.traps != nil {
-		tcp, udp := d.traps.Ports()
-		fields["tcp_traps"], fields["udp_traps"] = tcp.Len(), udp.Len()
-	}
-	d.log.WithFields(fields).Info("portsnare is active")
 }
 
 // observe takes a probe through the engine to the dispatcher.

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/internal/blockfile"
+	"github.com/portsnare/portsnare/internal/guard"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/outputs/names"
+	"github.com/portsnare/portsnare/outputs/runcmd"
+	"github.com/portsnare/portsnare/parsers/conf"
+	"github.com/portsnare/portsnare/parsers/logline"
+)
+
+// newEnforcement returns how bans are put in force. Where nobody is banned, the
+// ledger may still have to remember who was reported.
+func (d *daemon) newEnforcement() (outputs.Enforcement, error) {
+	var e outputs.Enforcement
+	if path := d.config.Ban.File; path != "" {
+		blocked, err := blockfile.Open(path, d.config.Ban.FileFormat, func(w conf.Warning) { d.warn(w) })
+		if err != nil {
+			return e, err
+		}
+		d.blocked = blocked
+		e.Ledger = ledger{blocked}
+		e.LedgerOfAll = d.config.Ban.FileFormat == conf.BanFilePortSentry1
+	}
+	if d.config.Ban.Evidence == conf.EvidenceOff {
+		return e, nil
+	}
+	var err error
+	tcp, _ := d.config.Opened()
+	if d.guard, err = guard.Watch(guard.Config{Traps: tcp}, d.log); err != nil {
+		return e, fmt.Errorf("find out who must never be banned: %w", err)
+	}
+	e.Spared = d.guard.Spared
+	e.Outputs = []outputs.BanOutput{newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))}
+	e.OneByOne = true // commands take their time
+	e.Deadline = 4 * runcmd.DefaultTimeout
+	return e, nil
+}
+
+// A ledger remembers banned sources in PortSentry's file.
+type ledger struct{ *blockfile.File }
+
+func (l ledger) Add(ev *detector.Event) error {
+	return l.File.Add(logline.BlockedOf(ev, time.Local))
+}
+
+// newNaming returns what finds out the names of sources, or nil.
+func newNaming(cfg conf.Config) *names.Stage {
+	if !cfg.Log.Resolve {
+		return nil
+	}
+	return names.New(names.Options{Within: cfg.Log.ResolveWithin})
+}
