@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
@@ -75,6 +76,7 @@ func TestLateAnswers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			before := s.Stats()
 			sendUDP(t, target, tt.from, tt.to)
+			nettest.WaitFor(t, "the request has left", func() bool { return s.Stats().Requests > before.Requests })
 			sendUDP(t, scanner, tt.source, tt.dest)
 			sendUDP(t, scanner, tt.probe, tt.dest)
 			if p := s.next(t); p.Source.String() != tt.probe {
@@ -101,6 +103,29 @@ func TestLateAnswersOnLoopback(t *testing.T) {
 	}
 }
 
+// TestLateAnswersOnTun has a device without a link header.
+func TestLateAnswersOnTun(t *testing.T) {
+	_, target := nettest.NewPair(t)
+	tun := openTun(t, target)
+	target.Run(t, "ip", "address", "add", "203.0.113.2/24", "dev", "tun0")
+	s := startSniffingWith(t, target, SniffConfig{Names: []string{"tun0"}, UDP: onePort(trapRequests)})
+	receive := func(sourcePort layers.UDPPort) {
+		ip := ip4(layers.IPProtocolUDP)
+		ip.SrcIP, ip.DstIP = net.IPv4(203, 0, 113, 1), net.IPv4(203, 0, 113, 2)
+		udp := datagram(ip)
+		udp.SrcPort, udp.DstPort = sourcePort, trapRequests
+		if _, err := tun.Write(serialize(t, ip, udp)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sendUDP(t, target, "203.0.113.2:32771", "203.0.113.1:53")
+	receive(53)
+	receive(54)
+	if p := s.next(t); p.Source.Port() != 54 || p.Interface != "tun0" {
+		t.Errorf("a probe from %v on %s, want only that from port 54 on tun0", p.Source, p.Interface)
+	}
+}
+
 func TestRequestsAreSeenIfNeeded(t *testing.T) {
 	_, target := nettest.NewPair(t)
 	s := startSniffingWith(t, target, SniffConfig{UDP: onePort(firstUserPort - 1)})
@@ -109,8 +134,8 @@ func TestRequestsAreSeenIfNeeded(t *testing.T) {
 			t.Fatal(err)
 		}
 		before := s.Stats().Packets
-		from := netip.AddrPortFrom(target4, port).String()
-		sendUDP(t, target, from, "192.0.2.1:53")
+		from := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String()
+		sendUDP(t, target, from, "127.0.0.1:53") // seen before sendUDP returns
 		want := uint64(0)
 		if port >= firstUserPort {
 			want = 1
