@@ -21,6 +21,7 @@ type hostView struct {
 	links     map[int]link // by interface index
 	addresses map[netip.Addr]struct{}
 	shared    map[netip.Addr]struct{} // broadcast addresses and multicast groups
+	forwards6 bool                    // the host may send on IPv6 packets of others
 }
 
 // newHostView returns the view of a host without interfaces. Every host is in
@@ -76,6 +77,11 @@ func (v *hostView) isMany(addr netip.Addr) bool {
 	return addr.IsMulticast() || v.receivesAsOneOfMany(addr)
 }
 
+// originates reports whether a packet that leaves from addr is surely this host's own.
+// Of IPv4 packets to be sent on, Linux drops those that claim to be, in
+// fib_validate_source; of IPv6 packets it does not.
+func (v *hostView) originates(addr netip.Addr) bool { return addr.Is4() || !v.forwards6 }
+
 // inOrder returns the interfaces as the kernel numbers them.
 func (v *hostView) inOrder() []link {
 	links := make([]link, 0, len(v.links))
@@ -119,7 +125,8 @@ type hostWatcher struct {
 // that none is lost between a view and the first wait.
 func watchHost() (*hostWatcher, error) {
 	notices, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{
-		Groups: unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR,
+		Groups: unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR |
+			1<<(unix.RTNLGRP_IPV6_NETCONF-1),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to interface changes: %w", err)
@@ -198,6 +205,8 @@ func (v *hostView) addLink(info []byte, attributes *netlink.AttributeDecoder) er
 			l.name = attributes.String()
 		case unix.IFLA_MASTER:
 			master = attributes.Uint32()
+		case unix.IFLA_AF_SPEC:
+			attributes.Nested(v.addFamilies)
 		case unix.IFLA_LINKINFO:
 			attributes.Nested(func(nested *netlink.AttributeDecoder) error {
 				for nested.Next() {
@@ -212,6 +221,25 @@ func (v *hostView) addLink(info []byte, attributes *netlink.AttributeDecoder) er
 	l.member = master != 0 && masterKind != "vrf"
 	v.links[index] = l
 	return attributes.Err()
+}
+
+// addFamilies takes what a link's address families say of it.
+func (v *hostView) addFamilies(families *netlink.AttributeDecoder) error {
+	const forwarding = 0 // DEVCONF_FORWARDING among the 32-bit values of ipv6_devconf
+	for families.Next() {
+		if families.Type() != unix.AF_INET6 {
+			continue
+		}
+		families.Nested(func(attributes *netlink.AttributeDecoder) error {
+			for attributes.Next() {
+				if conf := attributes.Bytes(); attributes.Type() == unix.IFLA_INET6_CONF && len(conf) >= 4*(forwarding+1) {
+					v.forwards6 = v.forwards6 || binary.NativeEndian.Uint32(conf[4*forwarding:]) != 0
+				}
+			}
+			return nil
+		})
+	}
+	return nil
 }
 
 // addAddress takes one struct ifaddrmsg.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
@@ -88,6 +89,37 @@ func TestLateAnswers(t *testing.T) {
 				t.Errorf("%d requests and %d answers, want one each", requests, answers)
 			}
 		})
+	}
+}
+
+// TestForgedRequests has a router send on what claims to be its own request.
+func TestForgedRequests(t *testing.T) {
+	scanner, target := nettest.NewPair(t)
+	s := startSniffingWith(t, target, SniffConfig{UDP: onePort(trapRequests)})
+	target.Run(t, "sysctl", "--write", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+	nettest.WaitFor(t, "forwarding is noticed", func() bool { return s.view().forwards6 })
+	wire := newInjector(t, scanner, target)
+
+	v4 := ip4(layers.IPProtocolUDP)
+	v4.SrcIP, v4.DstIP = target4.AsSlice(), scanner4.AsSlice()
+	v6 := ip6(layers.IPProtocolUDP)
+	v6.SrcIP, v6.DstIP = target6.AsSlice(), scanner6.AsSlice()
+	for _, ip := range []interface {
+		gopacket.NetworkLayer
+		gopacket.SerializableLayer
+	}{v4, v6} {
+		udp := datagram(ip)
+		udp.SrcPort, udp.DstPort = trapRequests, 53
+		wire.send(t, serialize(t, ip, udp))
+	}
+	nettest.WaitFor(t, "the IPv6 one has been sent on", func() bool { return s.Stats().Requests == 1 })
+	for from, to := range map[string]string{
+		"192.0.2.1:53": "192.0.2.2:32771", "[2001:db8::1]:53": "[2001:db8::2]:32771",
+	} {
+		sendUDP(t, scanner, from, to)
+		if p := s.next(t); p.Source.String() != from {
+			t.Errorf("a probe from %v, want that from %s", p.Source, from)
+		}
 	}
 }
 

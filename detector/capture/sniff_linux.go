@@ -207,7 +207,7 @@ func (r *sniffer) frame(f *frame, w *watch, counts *packetCounts) {
 		counts.undecoded[why]++
 	case f.kind == unix.PACKET_OUTGOING:
 		counts.requests++
-		r.requests.sent(&probe, w.view.isMany(probe.Target.Addr()))
+		r.request(&probe, w.view)
 	case !isProbe(&probe) || probe.Proto == detector.TCP && f.kind != unix.PACKET_HOST:
 		counts.notProbes++
 	case !w.takes(&probe, l):
@@ -218,6 +218,14 @@ func (r *sniffer) frame(f *frame, w *watch, counts *packetCounts) {
 		counts.probes++
 		withZones(&probe)
 		r.observe(probe)
+	}
+}
+
+// request remembers a datagram that leaves the host. Others must not make the
+// host send what would hide their own probes.
+func (r *sniffer) request(p *detector.Probe, v *hostView) {
+	if v.originates(p.Source.Addr()) {
+		r.requests.sent(p, v.isMany(p.Target.Addr()))
 	}
 }
 

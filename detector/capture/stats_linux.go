@@ -18,7 +18,7 @@ type Stats struct {
 	NotProbes uint64 // segments with ACK or RST, or to many, that the filter could not tell
 	Unwatched uint64 // from an interface that the filter could not tell
 	NotLocal  uint64 // for an address that this host does not have
-	Requests  uint64 // datagrams that this host sent from a trap port
+	Requests  uint64 // datagrams that left this host from a trap port
 	Answers   uint64 // datagrams that answer those
 
 	Undecoded map[string]uint64 // packets by why they are neither segment nor datagram
