@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/detector/capture/tproxy"
 )
 
 // A TrapConfig says what [Traps] listen on and answer.
@@ -25,8 +26,8 @@ type TrapConfig struct {
 	Banner []byte
 
 	// AcceptFailed is told of connections that ended before they were accepted,
-	// so that nobody knows whose they were: the port, and what accept returned
-	// (a [syscall.Errno]). It is called at most ten times a second,
+	// so that nobody knows whose they were: the port, or 0 if one listener
+	// stands for many, and what accept returned (a [syscall.Errno]). It is called at most ten times a second,
 	// like the observer, from the same goroutine. It may be nil.
 	AcceptFailed func(port uint16, err error)
 
@@ -44,13 +45,15 @@ const MaxBanner = 4096
 // accepted. Their methods are safe for concurrent use.
 //
 // There is one socket for each port and protocol, for IPv4 and IPv6 together,
-// and one epoll instance for all. No peer has a goroutine or a buffer of its
+// or one for all ports of each protocol and family; docs/adr/0005 says why. One
+// epoll instance watches all. No peer has a goroutine or a buffer of its
 // own, so that nothing grows with their number.
 type Traps struct {
 	log      *logrus.Entry
 	banner   []byte
 	tcp, udp detector.PortSet // held
 	refused  []RefusedPort
+	rules    *tproxy.Rules // that redirect ports to sockets; nil if each has its own
 
 	acceptFailed func(port uint16, err error) // never nil
 
@@ -62,7 +65,8 @@ type Traps struct {
 	serving sync.Mutex // held by whoever uses the fields below
 	epoll   int
 	sockets []int
-	lost    map[uint16]uint32 // datagrams by UDP port, where there are any; the kernel's counters
+	sender  sender         // of banners, from redirected ports
+	lost    map[int]uint32 // datagrams by socket, where there are any; the kernel's counters
 }
 
 // TrapStats are the counters of [Traps] since they were opened.
@@ -98,14 +102,24 @@ func (*NoTrapsError) Error() string {
 	return "services have all the trap ports; choose others"
 }
 
-// OpenTraps binds the trap ports in the network namespace of the calling
-// thread. Ports below 1024 need CAP_NET_BIND_SERVICE; nothing after it needs a
-// privilege. Connections and datagrams are collected from now on, so [Trap]
-// should follow soon.
+// maxTrapSockets is how many trap ports, those for TCP and for UDP together, are
+// held by a socket each. It is enough for the lists that administrators write.
+const maxTrapSockets = 4096
+
+// OpenTraps takes the trap ports in the network namespace of the calling
+// thread. Connections and datagrams are collected from now on, so [Trap] should
+// follow soon. Nothing after it needs a privilege.
 //
-// A port that a service has is left to it, and told by [Traps.Refused]; if
-// nothing is left, the error wraps a [*NoTrapsError]. Each port takes a
-// descriptor, for which OpenTraps raises the process's soft limit.
+// Up to maxTrapSockets ports have a socket each, for which OpenTraps raises the
+// process's soft limit on descriptors. Ports below 1024 need
+// CAP_NET_BIND_SERVICE. A port that a service has is left to it, and told by
+// [Traps.Refused]; if nothing is left, the error wraps a [*NoTrapsError].
+//
+// More ports, or more than the hard limit allows, are redirected to a few
+// sockets, which needs CAP_NET_ADMIN and Linux 5.12. They yield to every socket
+// that has a port, then or later, and leave alone what comes over loopback.
+// Where that is not possible, they have a socket each as far as the hard limit
+// allows.
 func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 	switch {
 	case cfg.TCP.Len()+cfg.UDP.Len() == 0:
@@ -116,13 +130,10 @@ func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 	if cfg.Log == nil {
 		cfg.Log = silentLog()
 	}
-	if err := raiseDescriptorLimit(cfg.TCP.Len() + cfg.UDP.Len() + spareDescriptors); err != nil {
-		return nil, fmt.Errorf("open traps: %w", err)
-	}
 	if cfg.AcceptFailed == nil {
 		cfg.AcceptFailed = func(uint16, error) {}
 	}
-	t := &Traps{log: cfg.Log, banner: cfg.Banner, acceptFailed: cfg.AcceptFailed, epoll: -1, lost: make(map[uint16]uint32)}
+	t := &Traps{log: cfg.Log, banner: cfg.Banner, acceptFailed: cfg.AcceptFailed, epoll: -1, sender: noSender, lost: make(map[int]uint32)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, t.Close())
@@ -131,17 +142,44 @@ func OpenTraps(cfg TrapConfig) (_ *Traps, err error) {
 	if err := t.openPoller(); err != nil {
 		return nil, fmt.Errorf("open traps: %w", err)
 	}
-	if t.tcp, err = t.hold(detector.TCP, cfg.TCP); err != nil {
+	if err := t.take(cfg.TCP, cfg.UDP); err != nil {
 		return nil, fmt.Errorf("open traps: %w", err)
 	}
-	if t.udp, err = t.hold(detector.UDP, cfg.UDP); err != nil {
-		return nil, fmt.Errorf("open traps: %w", err)
+	return t, nil
+}
+
+// take takes the trap ports in one way or the other.
+func (t *Traps) take(tcp, udp detector.PortSet) error {
+	ports := tcp.Len() + udp.Len()
+	if ports <= maxTrapSockets && raiseDescriptorLimit(ports+spareDescriptors) == nil {
+		return t.holdEach(tcp, udp)
+	}
+	redirecting := t.redirectAll(tcp, udp)
+	if redirecting == nil {
+		return raiseDescriptorLimit(spareDescriptors)
+	}
+	redirecting = fmt.Errorf("redirect %d trap ports to one listener: %w", ports, redirecting)
+	if err := raiseDescriptorLimit(ports + spareDescriptors); err != nil {
+		return fmt.Errorf("%w; instead, open a socket for each: %w", redirecting, err)
+	}
+	t.log.WithError(redirecting).Warn("trap ports have a socket each, which takes memory and keeps services from them")
+	t.closeSockets()
+	return t.holdEach(tcp, udp)
+}
+
+// holdEach opens a socket for each trap port.
+func (t *Traps) holdEach(tcp, udp detector.PortSet) (err error) {
+	if t.tcp, err = t.hold(detector.TCP, tcp); err != nil {
+		return err
+	}
+	if t.udp, err = t.hold(detector.UDP, udp); err != nil {
+		return err
 	}
 	if len(t.sockets) == 0 {
-		return nil, fmt.Errorf("open traps: %w", &NoTrapsError{Refused: t.refused})
+		return &NoTrapsError{Refused: t.refused}
 	}
 	t.warnOfEphemeralPorts()
-	return t, nil
+	return nil
 }
 
 func (t *Traps) openPoller() (err error) {
@@ -159,10 +197,6 @@ func (t *Traps) openPoller() (err error) {
 // hold listens on ports and returns those that it got.
 func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.PortSet, error) {
 	var held []detector.PortRange
-	kind := trapTCP4Or6
-	if proto == detector.UDP {
-		kind = trapUDP4Or6
-	}
 	for _, r := range ports.Ranges() {
 		for port := int(r.First); port <= int(r.Last); port++ {
 			one := detector.PortRange{First: uint16(port), Last: uint16(port)}
@@ -175,7 +209,7 @@ func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.Por
 				return detector.PortSet{}, fmt.Errorf("%v port %d: %w", proto, port, err)
 			}
 			t.sockets = append(t.sockets, fd)
-			if err := t.poll(fd, kind, one.First); err != nil {
+			if err := t.poll(fd, kindOf(proto), one.First); err != nil {
 				return detector.PortSet{}, fmt.Errorf("%v port %d: %w", proto, port, err)
 			}
 			held = append(held, one)
@@ -184,11 +218,13 @@ func (t *Traps) hold(proto detector.Proto, ports detector.PortSet) (detector.Por
 	return detector.NewPortSet(held...), nil
 }
 
-// Ports returns the trap ports that are held.
+// Ports returns the trap ports that are held. Of those that are redirected,
+// some may have sockets of their own at times, and are no traps then.
 func (t *Traps) Ports() (tcp, udp detector.PortSet) { return t.tcp, t.udp }
 
-// Refused returns the trap ports that services have, TCP before UDP and lowest
-// first. OpenTraps logs nothing of them. The caller must not change them.
+// Refused returns the trap ports that services had at the start, TCP before UDP
+// and lowest first. Of redirected ports, none is refused. OpenTraps logs nothing
+// of them. The caller must not change them.
 func (t *Traps) Refused() []RefusedPort { return t.refused }
 
 // Stats returns the counters.
@@ -214,17 +250,27 @@ func (t *Traps) Close() error {
 	t.wake()
 	t.serving.Lock()
 	defer t.serving.Unlock()
+	var errs []error
+	if t.rules != nil { // first, so that nothing is handed to a closed socket
+		errs = append(errs, t.rules.Close())
+	}
+	t.closeSockets()
+	if t.epoll >= 0 {
+		_ = unix.Close(t.epoll)
+	}
+	if t.waker != nil {
+		errs = append(errs, t.waker.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Traps) closeSockets() {
 	for _, fd := range t.sockets {
 		_ = unix.Close(fd) // nothing was written that could be lost
 	}
 	t.sockets = nil
-	if t.epoll >= 0 {
-		_ = unix.Close(t.epoll)
-	}
-	if t.waker == nil {
-		return nil
-	}
-	return t.waker.Close()
+	t.sender.close()
+	t.sender = noSender
 }
 
 // wake ends the wait of a [Trap] that runs, now or when it next waits.
@@ -240,10 +286,20 @@ type trapKind uint16
 
 const (
 	trapWake     trapKind = iota
-	trapTCP4Or6           // with the port as number
-	trapUDP4Or6           // with the port as number
+	trapListener          // with the port as number, or anyPort
+	trapReceiver          // with the port as number, or anyPort
 	trapLingerer          // with its place in lingerers as number
 )
+
+// anyPort is the number of a socket that stands for many.
+const anyPort = 0
+
+func kindOf(proto detector.Proto) trapKind {
+	if proto == detector.TCP {
+		return trapListener
+	}
+	return trapReceiver
+}
 
 // poll has the epoll instance tell when fd can be read.
 func (t *Traps) poll(fd int, kind trapKind, number uint16) error {

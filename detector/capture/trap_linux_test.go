@@ -126,34 +126,47 @@ func send(t testing.TB, c net.Conn, text string) {
 
 func TestTrapObservesWhoConnects(t *testing.T) {
 	t.Parallel()
-	scanner, target := nettest.NewPair(t)
-	s := startTrapping(t, target, TrapConfig{TCP: trapPorts, UDP: trapPorts})
-	families := map[string]struct{ source, target netip.Addr }{
-		"IPv4":       {scanner.IPv4, target.IPv4},
-		"IPv6":       {scanner.IPv6, target.IPv6},
-		"link-local": {scanner.LinkLocal.WithZone("eth0"), target.LinkLocal.WithZone("eth0")},
+	for design, ports := range trapDesigns {
+		t.Run(design, func(t *testing.T) {
+			t.Parallel()
+			scanner, target := nettest.NewPair(t)
+			s := startTrapping(t, target, TrapConfig{TCP: ports, UDP: ports})
+			for family, a := range map[string]struct{ source, target netip.Addr }{
+				"IPv4":       {scanner.IPv4, target.IPv4},
+				"IPv6":       {scanner.IPv6, target.IPv6},
+				"link-local": {scanner.LinkLocal.WithZone("eth0"), target.LinkLocal.WithZone("eth0")},
+			} {
+				t.Run("TCP over "+family, func(t *testing.T) {
+					expectConnect(t, s, scanner, detector.Probe{
+						Source: netip.AddrPortFrom(a.source, 0), Target: netip.AddrPortFrom(a.target, 12),
+						Proto: detector.TCP, Technique: detector.TechniqueConnect, Proof: detector.ProofHandshake,
+					})
+				})
+				t.Run("UDP over "+family, func(t *testing.T) {
+					expectConnect(t, s, scanner, detector.Probe{
+						Source: netip.AddrPortFrom(a.source, 0), Target: netip.AddrPortFrom(a.target, 12),
+						Proto: detector.UDP, Technique: detector.TechniqueConnect,
+					})
+				})
+			}
+		})
 	}
-	for family, a := range families {
-		for proto, proof := range map[detector.Proto]detector.Proof{
-			detector.TCP: detector.ProofHandshake, detector.UDP: detector.ProofNone,
-		} {
-			t.Run(fmt.Sprintf("%v over %s", proto, family), func(t *testing.T) {
-				began := time.Now()
-				c := dial(t, scanner, strings.ToLower(proto.String()), a.target, 12)
-				send(t, c, "hello")
-				got := s.next(t)
-				want := detector.Probe{
-					Source: netip.AddrPortFrom(a.source, localPort(t, c)), Target: netip.AddrPortFrom(a.target, 12),
-					Proto: proto, Technique: detector.TechniqueConnect, Proof: proof,
-				}
-				if diff := diffProbes(want, got); diff != "" {
-					t.Errorf("probe (-want +got):\n%s", diff)
-				}
-				if got.At.Before(began) || got.At.After(time.Now()) {
-					t.Errorf("probe at %v, want a time since %v", got.At, began)
-				}
-			})
-		}
+}
+
+// expectConnect makes the probe that it wants to see, from a port that the
+// scanner chooses.
+func expectConnect(t testing.TB, s *trapping, scanner *nettest.Host, want detector.Probe) {
+	t.Helper()
+	began := time.Now()
+	c := dial(t, scanner, strings.ToLower(want.Proto.String()), want.Target.Addr(), want.Target.Port())
+	send(t, c, "hello")
+	got := s.next(t)
+	want.Source = netip.AddrPortFrom(want.Source.Addr(), localPort(t, c))
+	if diff := diffProbes(want, got); diff != "" {
+		t.Errorf("probe (-want +got):\n%s", diff)
+	}
+	if got.At.Before(began) || got.At.After(time.Now()) {
+		t.Errorf("probe at %v, want a time since %v", got.At, began)
 	}
 }
 
@@ -168,22 +181,29 @@ func localPort(t testing.TB, c net.Conn) uint16 {
 
 func TestTrapSendsTheBanner(t *testing.T) {
 	t.Parallel()
-	scanner, target := nettest.NewPair(t)
-	startTrapping(t, target, TrapConfig{TCP: trapPorts, UDP: trapPorts, Banner: []byte(testBanner)})
-	for name, to := range map[string]netip.Addr{"IPv4": target.IPv4, "IPv6": target.IPv6} {
-		t.Run("TCP over "+name, func(t *testing.T) {
-			c := dial(t, scanner, "tcp", to, 11)
-			send(t, c, strings.Repeat("GET / ", 1000)) // must not cost the banner
-			if got, err := io.ReadAll(c); err != nil || string(got) != testBanner {
-				t.Errorf("received %q (%v), want the banner and the end", got, err)
-			}
-		})
-		t.Run("UDP over "+name, func(t *testing.T) {
-			c := dial(t, scanner, "udp", to, 11)
-			send(t, c, "")
-			got := make([]byte, 100)
-			if n, err := c.Read(got); err != nil || string(got[:n]) != testBanner {
-				t.Errorf("received %q (%v), want the banner", got[:n], err)
+	for design, ports := range trapDesigns {
+		t.Run(design, func(t *testing.T) {
+			t.Parallel()
+			scanner, target := nettest.NewPair(t)
+			startTrapping(t, target, TrapConfig{TCP: ports, UDP: ports, Banner: []byte(testBanner)})
+			for name, to := range map[string]netip.Addr{
+				"IPv4": target.IPv4, "IPv6": target.IPv6, "link-local": target.LinkLocal.WithZone("eth0"),
+			} {
+				t.Run("TCP over "+name, func(t *testing.T) {
+					c := dial(t, scanner, "tcp", to, 11)
+					send(t, c, strings.Repeat("GET / ", 1000)) // must not cost the banner
+					if got, err := io.ReadAll(c); err != nil || string(got) != testBanner {
+						t.Errorf("received %q (%v), want the banner and the end", got, err)
+					}
+				})
+				t.Run("UDP over "+name, func(t *testing.T) {
+					c := dial(t, scanner, "udp", to, 11) // connected, so it takes none from elsewhere
+					send(t, c, "")
+					got := make([]byte, 100)
+					if n, err := c.Read(got); err != nil || string(got[:n]) != testBanner {
+						t.Errorf("received %q (%v), want the banner", got[:n], err)
+					}
+				})
 			}
 		})
 	}

@@ -55,9 +55,9 @@ func (s *trapServer) serve(ctx context.Context, patience time.Duration) error {
 		switch kind {
 		case trapWake:
 			_, _ = unix.Read(fd, s.data[:]) // so that it can wake again
-		case trapTCP4Or6:
+		case trapListener:
 			s.accept(ctx, fd, number)
-		case trapUDP4Or6:
+		case trapReceiver:
 			s.receive(fd, number)
 		case trapLingerer:
 			s.lingerers.drain(int(number), s.data[:])
@@ -74,7 +74,7 @@ func milliseconds(d time.Duration) int {
 	return int((d + time.Millisecond - 1) / time.Millisecond)
 }
 
-// accept takes connections to a trap port.
+// accept takes connections to a trap port, or to anyPort.
 func (s *trapServer) accept(ctx context.Context, listener int, port uint16) {
 	for range trapTurn {
 		fd, peer, err := unix.Accept4(listener, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
@@ -137,10 +137,15 @@ func (s *trapServer) connection(fd int, peer unix.Sockaddr) {
 		_ = unix.Close(fd)
 		return
 	}
+	target := addrPort(local, fd)
+	if !s.tcp.Contains(target.Port()) {
+		_ = unix.Close(fd) // from this host to the listener for many ports itself
+		return
+	}
 	decision := s.observe(detector.Probe{
 		At:        time.Now(),
 		Source:    addrPort(peer, fd),
-		Target:    addrPort(local, fd),
+		Target:    target,
 		Proto:     detector.TCP,
 		Technique: detector.TechniqueConnect,
 		Proof:     detector.ProofHandshake,
@@ -166,7 +171,7 @@ func (s *trapServer) greet(fd int) bool {
 	return true
 }
 
-// receive takes datagrams to a trap port.
+// receive takes datagrams to a trap port, or to anyPort.
 func (s *trapServer) receive(fd int, port uint16) {
 	for range trapTurn {
 		// With MSG_TRUNC, n is the datagram's length, whatever fits.
@@ -185,12 +190,18 @@ func (s *trapServer) receive(fd int, port uint16) {
 func (s *trapServer) datagram(fd int, port uint16, peer unix.Sockaddr, n int, control []byte) {
 	to, ok := parsePacketInfo(control)
 	if to.lost > 0 {
-		s.stats.lost.Add(uint64(to.lost - s.lost[port])) // also right when it has wrapped around
-		s.lost[port] = to.lost
+		s.stats.lost.Add(uint64(to.lost - s.lost[fd])) // also right when it has wrapped around
+		s.lost[fd] = to.lost
+	}
+	if port == anyPort {
+		port = to.port
 	}
 	if !ok || to.many {
 		s.stats.sentToMany.Add(1)
 		return
+	}
+	if !s.udp.Contains(port) {
+		return // from this host to the socket for many ports itself
 	}
 	s.stats.datagrams.Add(1)
 	target := to.addr
@@ -207,10 +218,23 @@ func (s *trapServer) datagram(fd int, port uint16, peer unix.Sockaddr, n int, co
 	if !s.observe(p).Banner || len(s.banner) == 0 {
 		return
 	}
-	if s.udp.Contains(p.Source.Port()) || !s.answers.allow(&p, n, len(s.banner)) {
+	if s.answersAll(p.Source.Port()) || !s.answers.allow(&p, n, len(s.banner)) {
 		s.stats.bannersHeld.Add(1)
 		return
 	}
 	// From the address that was probed; whether it arrives is the source's business.
-	_, _ = unix.SendmsgN(fd, s.banner, to.from(), peer, unix.MSG_DONTWAIT)
+	if s.rules == nil {
+		_, _ = unix.SendmsgN(fd, s.banner, to.from(), peer, unix.MSG_DONTWAIT)
+		return
+	}
+	_ = s.sender.send(&to, p.Source, s.banner)
+}
+
+// answersAll reports whether what sends from a port may be another daemon like
+// this one, or a service that answers whatever it gets.
+func (s *trapServer) answersAll(port uint16) bool {
+	if s.rules == nil {
+		return s.udp.Contains(port)
+	}
+	return port < 1024 // too many are trap ports to tell anything by it
 }

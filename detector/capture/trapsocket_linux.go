@@ -37,12 +37,37 @@ func listenTrap(proto detector.Proto, port uint16) (int, error) {
 	return fd, err
 }
 
-func bindTrap(family int, proto detector.Proto, port uint16) (_ int, err error) {
-	kind := unix.SOCK_STREAM
-	if proto == detector.UDP {
-		kind = unix.SOCK_DGRAM
+func bindTrap(family int, proto detector.Proto, port uint16) (int, error) {
+	everywhere := netip.IPv4Unspecified()
+	if family == unix.AF_INET6 {
+		everywhere = netip.IPv6Unspecified()
 	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	return openTrap(sockaddr(everywhere, port), proto, trapOptions(family, proto), trapBacklog)
+}
+
+// openTrap returns a socket with options that is bound to address and, if it
+// is for TCP, listens with a backlog.
+func openTrap(address unix.Sockaddr, proto detector.Proto, options []socketOption, backlog int) (int, error) {
+	if proto == detector.UDP {
+		return openBound(address, unix.SOCK_DGRAM, 0, options)
+	}
+	fd, err := openBound(address, unix.SOCK_STREAM, 0, options)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Listen(fd, backlog); err != nil {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("listen: %w", err)
+	}
+	return fd, nil
+}
+
+func openBound(address unix.Sockaddr, kind, protocol int, options []socketOption) (_ int, err error) {
+	family := unix.AF_INET
+	if _, ok := address.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return -1, fmt.Errorf("open a socket: %w", err)
 	}
@@ -51,24 +76,23 @@ func bindTrap(family int, proto detector.Proto, port uint16) (_ int, err error) 
 			_ = unix.Close(fd)
 		}
 	}()
-	for _, o := range trapOptions(family, proto) {
+	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return -1, fmt.Errorf("set socket option %d of level %d: %w", o.name, o.level, err)
 		}
 	}
-	var address unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
-	if family == unix.AF_INET6 {
-		address = &unix.SockaddrInet6{Port: int(port)}
-	}
 	if err := unix.Bind(fd, address); err != nil {
 		return -1, fmt.Errorf("bind: %w", err)
 	}
-	if proto == detector.TCP {
-		if err := unix.Listen(fd, trapBacklog); err != nil {
-			return -1, fmt.Errorf("listen: %w", err)
-		}
-	}
 	return fd, nil
+}
+
+// sockaddr is the opposite of addrPort, without zones.
+func sockaddr(addr netip.Addr, port uint16) unix.Sockaddr {
+	if addr.Is4() {
+		return &unix.SockaddrInet4{Addr: addr.As4(), Port: int(port)}
+	}
+	return &unix.SockaddrInet6{Addr: addr.As16(), Port: int(port)}
 }
 
 type socketOption struct{ level, name, value int }
@@ -126,6 +150,7 @@ func interfaceName(socket int, index uint32) string {
 // packetInfo is what the kernel says of a datagram.
 type packetInfo struct {
 	addr  netip.Addr // its target, without a zone
+	port  uint16     // its target, at a socket for many ports; else 0
 	index uint32     // of the interface that it came in by
 	many  bool       // it was sent to a broadcast or multicast address
 	lost  uint32     // datagrams that found the socket's buffer full, since it was opened
@@ -133,7 +158,8 @@ type packetInfo struct {
 
 // parsePacketInfo reads the kernel's control messages: IP_PKTINFO for IPv4,
 // IPV6_PKTINFO for IPv6, and SO_RXQ_OVFL once there are losses. Over IPv4 an
-// IPv6 socket gets both of the first. It reports whether there is a target.
+// IPv6 socket gets both of the first. IP_ORIGDSTADDR and IPV6_ORIGDSTADDR have
+// the port. It reports whether there is a target.
 func parsePacketInfo(control []byte) (info packetInfo, ok bool) {
 	for len(control) > 0 {
 		header, data, rest, err := unix.ParseOneSocketControlMessage(control)
@@ -155,6 +181,9 @@ func parsePacketInfo(control []byte) (info packetInfo, ok bool) {
 				continue
 			}
 			info.addr, info.index, info.many = target, binary.NativeEndian.Uint32(data[16:]), target.IsMulticast()
+		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet4,
+			header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet6:
+			info.port = binary.BigEndian.Uint16(data[2:]) // both begin with the family, then this
 		}
 	}
 	return info, info.addr.IsValid()
