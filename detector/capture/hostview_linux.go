@@ -77,9 +77,9 @@ func (v *hostView) isMany(addr netip.Addr) bool {
 	return addr.IsMulticast() || v.receivesAsOneOfMany(addr)
 }
 
-// originates reports whether a packet that leaves from addr is surely this host's own.
-// Of IPv4 packets to be sent on, Linux drops those that claim to be, in
-// fib_validate_source; of IPv6 packets it does not.
+// originates reports whether a packet that leaves from addr is surely this
+// host's own. Of IPv4 packets to be sent on, Linux drops those that claim to be,
+// in fib_validate_source; of IPv6 packets it does not.
 func (v *hostView) originates(addr netip.Addr) bool { return addr.Is4() || !v.forwards6 }
 
 // inOrder returns the interfaces as the kernel numbers them.
