@@ -214,6 +214,9 @@ func (p *portSentry2) devices(socket *capture.PacketSocket) {
 		p.say(logline.Error, "StartDevice: Device %s has no addresses, skipping", name)
 	}
 	for _, device := range socket.Devices() {
+		if len(device.Addrs) == 0 {
+			continue
+		}
 		p.say(logline.Verbose, "Ready Device: %s ...", device.Name)
 		for _, addr := range device.Addrs {
 			family := "inet6"
