@@ -27,8 +27,9 @@ type TrapConfig struct {
 
 	// AcceptFailed is told of connections that ended before they were accepted,
 	// so that nobody knows whose they were: the port, or 0 if one listener
-	// stands for many, and what accept returned (a [syscall.Errno]). It is called at most ten times a second,
-	// like the observer, from the same goroutine. It may be nil.
+	// stands for many, and what accept returned (a [syscall.Errno]). It is
+	// called from the observer's goroutine, ten times a second at most. It may
+	// be nil.
 	AcceptFailed func(port uint16, err error)
 
 	Log *logrus.Entry // nil means silence
@@ -46,8 +47,8 @@ const MaxBanner = 4096
 //
 // There is one socket for each port and protocol, for IPv4 and IPv6 together,
 // or one for all ports of each protocol and family; docs/adr/0005 says why. One
-// epoll instance watches all. No peer has a goroutine or a buffer of its
-// own, so that nothing grows with their number.
+// epoll instance watches all. No peer has a goroutine or a buffer of its own, so
+// that nothing grows with their number.
 type Traps struct {
 	log      *logrus.Entry
 	banner   []byte
@@ -116,7 +117,7 @@ const maxTrapSockets = 4096
 // [Traps.Refused]; if nothing is left, the error wraps a [*NoTrapsError].
 //
 // More ports, or more than the hard limit allows, are redirected to a few
-// sockets, which needs CAP_NET_ADMIN and Linux 5.12. They yield to every socket
+// sockets, which needs CAP_NET_ADMIN, CAP_NET_RAW and Linux 5.12. They yield to every socket
 // that has a port, then or later, and leave alone what comes over loopback.
 // Where that is not possible, they have a socket each as far as the hard limit
 // allows.

@@ -24,43 +24,55 @@ const (
 
 // redirectAll takes all ports with a socket for each protocol and family.
 func (t *Traps) redirectAll(tcp, udp detector.PortSet) error {
-	var listeners []tproxy.Listener
-	for _, proto := range []detector.Proto{detector.TCP, detector.UDP} {
-		for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
-			addr, err := t.openRedirected(proto, loopback)
-			if errors.Is(err, unix.EAFNOSUPPORT) {
-				continue // a kernel without IPv6
-			}
-			if err != nil {
-				return withRedirectRemedy(fmt.Errorf("%v: %w", proto, err))
-			}
-			listeners = append(listeners, tproxy.Listener{Proto: proto, Addr: addr})
-		}
+	if err := t.redirectTo(tcp, udp); errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w; run as root or with CAP_NET_ADMIN and CAP_NET_RAW", err)
+	} else if err != nil {
+		return fmt.Errorf("%w; it takes Linux 5.12 or later with nft_tproxy, nft_socket and nft_fib_inet", err)
 	}
-	if len(t.banner) > 0 {
-		var err error
-		if t.sender, err = openSender(); err != nil {
-			return withRedirectRemedy(err)
-		}
-	}
-	rules, err := tproxy.Redirect(tcp, udp, listeners)
-	if err != nil {
-		return withRedirectRemedy(err)
-	}
-	t.rules, t.tcp, t.udp = rules, tcp, udp
+	t.tcp, t.udp = tcp, udp
 	return nil
 }
 
-func withRedirectRemedy(err error) error {
-	if errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w; run as root or with CAP_NET_ADMIN and CAP_NET_RAW, and once only in a network namespace", err)
+func (t *Traps) redirectTo(tcp, udp detector.PortSet) (err error) {
+	var listeners []tproxy.Listener
+	if tcp.Len() > 0 {
+		if listeners, err = t.openRedirected(detector.TCP, listeners); err != nil {
+			return err
+		}
 	}
-	return fmt.Errorf("%w; Linux 5.12 or later with nft_tproxy, nft_socket and nft_fib_inet is needed", err)
+	if udp.Len() > 0 {
+		if listeners, err = t.openRedirected(detector.UDP, listeners); err != nil {
+			return err
+		}
+		if t.sender, err = openSender(); err != nil {
+			return err
+		}
+	}
+	t.rules, err = tproxy.Redirect(tcp, udp, listeners)
+	return err
 }
 
-// openRedirected opens a socket that can stand for all ports, on a port of the
-// kernel's choice.
-func (t *Traps) openRedirected(proto detector.Proto, loopback netip.Addr) (netip.AddrPort, error) {
+var loopbacks = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+
+// openRedirected opens sockets that can stand for all ports, one of each family,
+// and adds them to listeners. They are bound to loopback, where no other host
+// reaches them but by redirection.
+func (t *Traps) openRedirected(proto detector.Proto, listeners []tproxy.Listener) ([]tproxy.Listener, error) {
+	for _, loopback := range loopbacks {
+		addr, err := t.openRedirectedAt(loopback, proto)
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%v on %v: %w", proto, loopback, err)
+		}
+		listeners = append(listeners, tproxy.Listener{Proto: proto, Addr: addr})
+	}
+	return listeners, nil
+}
+
+// openRedirectedAt opens a socket on a port of the kernel's choice.
+func (t *Traps) openRedirectedAt(loopback netip.Addr, proto detector.Proto) (netip.AddrPort, error) {
 	fd, err := openTrap(sockaddr(loopback, 0), proto, redirectOptions(loopback, proto), redirectBacklog)
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -142,8 +154,8 @@ func (s *sender) send(from *packetInfo, to netip.AddrPort, data []byte) error {
 	}
 	// An IPv6 socket takes a port here for a protocol.
 	peer := sockaddr(to.Addr(), 0)
-	if peer, ok := peer.(*unix.SockaddrInet6); ok {
-		peer.ZoneId = from.linkIndex()
+	if peer6, ok := peer.(*unix.SockaddrInet6); ok {
+		peer6.ZoneId = from.linkIndex()
 	}
 	_, err := unix.SendmsgN(fd, bareDatagram(from, to, data), from.from(), peer, unix.MSG_DONTWAIT)
 	return err

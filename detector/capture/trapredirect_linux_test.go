@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,7 +17,6 @@ import (
 
 	"github.com/google/gopacket/layers"
 	"github.com/sirupsen/logrus"
-	logrustest "github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
@@ -416,34 +416,32 @@ func TestForwardedTrafficPassesTraps(t *testing.T) {
 	expectNoProbeBefore(t, s, scanner, netip.AddrPortFrom(target.IPv4, 9))
 }
 
-// Only one can redirect, so the second has to find another way.
-func TestTrapsFallBackToASocketEach(t *testing.T) {
+// PortSentry 1.2 runs one process for TCP and one for UDP.
+func TestTwoCanRedirect(t *testing.T) {
 	t.Parallel()
 	scanner, target := nettest.NewPair(t)
-	ports := detector.NewPortSet(detector.PortRange{First: 1, Last: maxTrapSockets + 1})
-	first := openTraps(t, target, TrapConfig{TCP: ports})
-	defer first.Close()
-	log, hook := logrustest.NewNullLogger()
-	s := startTrapping(t, target, TrapConfig{TCP: ports, Log: logrus.NewEntry(log)})
-	if e := hook.LastEntry(); e == nil || e.Level != logrus.WarnLevel || !strings.HasPrefix(e.Message, "trap ports have a socket each") {
-		t.Errorf("logged %v, want a warning", e)
+	tcp := startTrapping(t, target, TrapConfig{TCP: allPorts})
+	udp := startTrapping(t, target, TrapConfig{UDP: allPorts, Banner: []byte(testBanner)})
+	for network, s := range map[string]*trapping{"tcp": tcp, "udp": udp} {
+		send(t, dial(t, scanner, network, target.IPv4, 99), "hello")
+		if p := s.next(t); p.Target.Port() != 99 {
+			t.Errorf("%s: probe of %v, want port 99", network, p.Target)
+		}
 	}
-	if tcp, _ := s.Ports(); tcp.Len() != ports.Len() {
-		t.Errorf("holds %d ports, want %d", tcp.Len(), ports.Len())
-	}
-	expectNoProbeBefore(t, s, scanner, netip.AddrPortFrom(target.IPv4, 99))
 }
 
 // holdVariable tells TestTrapsEndWithTheirProcess to be that process, and to
 // trap all ports up to its value.
 const holdVariable = "PORTSNARE_TEST_HOLD_TRAPS"
 
-// holdTraps traps ports in a process of its own with a hard limit on
-// descriptors.
-func holdTraps(t testing.TB, host *nettest.Host, last uint16, limit int) *nettest.Process {
+// holdTraps traps ports in a process of its own, with a limit on descriptors
+// and perhaps behind a command that takes privileges from it.
+func holdTraps(t testing.TB, host *nettest.Host, last uint16, limit int, behind ...string) *nettest.Process {
 	t.Helper()
-	return host.Start(t, "env", fmt.Sprintf("%s=%d", holdVariable, last), "sh", "-c",
-		`ulimit -n "$1" && exec "$0" -test.run='^TestTrapsEndWithTheirProcess$'`, os.Args[0], fmt.Sprint(limit))
+	args := slices.Concat(
+		[]string{"-c", `ulimit -n "$0" && exec "$@"`, fmt.Sprint(limit)}, behind,
+		[]string{"env", fmt.Sprintf("%s=%d", holdVariable, last), os.Args[0], "-test.run=^TestTrapsEndWithTheirProcess$"})
+	return host.Start(t, "sh", args...)
 }
 
 func holdTrapsHere(t testing.TB, last string) {
@@ -453,7 +451,9 @@ func holdTrapsHere(t testing.TB, last string) {
 		t.Fatal(err)
 	}
 	ports := detector.NewPortSet(detector.PortRange{First: 1, Last: uint16(n)})
-	traps, err := OpenTraps(TrapConfig{TCP: ports, UDP: ports, Banner: []byte(testBanner)})
+	traps, err := OpenTraps(TrapConfig{
+		TCP: ports, UDP: ports, Banner: []byte(testBanner), Log: logrus.NewEntry(logrus.New()),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -461,6 +461,14 @@ func holdTrapsHere(t testing.TB, last string) {
 	t.Fatal(Trap(context.Background(), traps, func(detector.Probe) detector.Decision {
 		return detector.Decision{Banner: true}
 	}))
+}
+
+func expectBanner(t testing.TB, scanner, target *nettest.Host) {
+	t.Helper()
+	c := dial(t, scanner, "tcp", target.IPv4, 99)
+	if got, err := io.ReadAll(c); err != nil || string(got) != testBanner {
+		t.Errorf("received %q (%v), want the banner", got, err)
+	}
 }
 
 func TestTrapsEndWithTheirProcess(t *testing.T) {
@@ -471,19 +479,14 @@ func TestTrapsEndWithTheirProcess(t *testing.T) {
 		last  uint16
 		limit int
 	}{
-		"all ports":                            {65535, 4096},
+		"all ports":                            {65535, 1024},
 		"few ports, and fewer descriptors yet": {100, 600},
 	} {
 		t.Run(name, func(t *testing.T) {
 			scanner, target := nettest.NewPair(t)
 			holder := holdTraps(t, target, tt.last, tt.limit)
 			holder.Stdout.WaitLine(t, "ready")
-			c := dial(t, scanner, "tcp", target.IPv4, 99)
-			if got, err := io.ReadAll(c); err != nil || string(got) != testBanner {
-				t.Errorf("received %q (%v), want the banner", got, err)
-			}
-			expectRefusal(t, holdTraps(t, target, tt.last, tt.limit))
-
+			expectBanner(t, scanner, target)
 			holder.Signal(t, syscall.SIGKILL)
 			if err := holder.Wait(t); err == nil {
 				t.Error("the process ended by itself")
@@ -498,16 +501,26 @@ func TestTrapsEndWithTheirProcess(t *testing.T) {
 	}
 }
 
-// expectRefusal expects that a second process for the same ports ends, and says
-// what it would take.
-func expectRefusal(t testing.TB, second *nettest.Process) {
-	t.Helper()
-	if err := second.Wait(t); err == nil {
-		t.Error("a second one ended well")
-	}
-	for _, want := range []string{"operation not permitted", "once only in a network namespace", "RLIMIT_NOFILE"} {
-		if said := second.Stdout.String(); !strings.Contains(said, want) {
-			t.Errorf("a second one says %q, want %q in it", said, want)
+func TestTrapsWithoutTheFirewall(t *testing.T) {
+	scanner, target := nettest.NewPair(t)
+	powerless := []string{"setpriv", "--inh-caps=-net_admin", "--bounding-set=-net_admin"}
+	t.Run("have a socket each", func(t *testing.T) {
+		holder := holdTraps(t, target, maxTrapSockets/2+1, 8192, powerless...)
+		holder.Stdout.WaitLine(t, "ready")
+		expectBanner(t, scanner, target)
+		if said := holder.Stderr.String(); !strings.Contains(said, "trap ports have a socket each") {
+			t.Errorf("it says %q, want a warning", said)
 		}
-	}
+	})
+	t.Run("need descriptors", func(t *testing.T) {
+		holder := holdTraps(t, target, 65535, 8192, powerless...)
+		if err := holder.Wait(t); err == nil {
+			t.Error("it ended well")
+		}
+		for _, want := range []string{"operation not permitted", "CAP_NET_ADMIN", "LimitNOFILE=131582"} {
+			if said := holder.Stdout.String(); !strings.Contains(said, want) {
+				t.Errorf("it says %q, want %q in it", said, want)
+			}
+		}
+	})
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,10 +21,10 @@ import (
 
 // The rules, in the words of nft(8):
 //
-//	table inet portsnare_traps {
+//	table inet portsnare_traps_tcp_PORT {
 //		flags owner
-//		set tcp { type inet_service; flags interval; }
-//		set udp { type inet_service; flags interval; }
+//		set tcp_ports { type inet_service; flags interval; }
+//		set udp_ports { type inet_service; flags interval; }
 //		set sent { type inet_service; flags dynamic,timeout; timeout 30s; }
 //		chain take {
 //			type filter hook prerouting priority 300;
@@ -32,18 +33,20 @@ import (
 //			socket transparent 0 accept
 //			socket wildcard <= 1 accept
 //			udp dport @sent accept
-//			meta nfproto ipv4 tcp dport @tcp tproxy ip to 127.0.0.1:PORT
+//			meta nfproto ipv4 tcp dport @tcp_ports tproxy ip to 127.0.0.1:PORT
 //			(and so on for the other three)
 //		}
 //		chain remember {
 //			type filter hook postrouting priority 300;
 //			meta priority 1 accept
-//			fib saddr type local udp sport @udp update @sent { udp sport }
+//			fib saddr type local udp sport @udp_ports update @sent { udp sport }
 //		}
 //	}
 //
 // The table belongs to our netlink socket: the kernel removes it with that,
-// however the process ends, and nobody else can change it or flush it away.
+// however the process ends, and nobody else can change it or flush it away. Its
+// name tells tables of several processes apart. If two take the same port, the
+// first one has it, because the second finds that the packet has a socket.
 //
 // Both chains come last at their hooks, so after what translates addresses.
 //
@@ -56,9 +59,6 @@ import (
 // Set sent has the ports that this host sent datagrams from a moment ago,
 // itself or for hosts whose addresses it translates. An answer that comes when
 // nobody waits for it any longer is no probe.
-
-// tableName is the name of the table.
-const tableName = "portsnare_traps"
 
 // answerTime is how long after a datagram an answer to it may come. It is
 // conntrack's (nf_conntrack_udp_timeout).
@@ -85,13 +85,15 @@ func (r *Rules) Close() error { return r.conn.CloseLasting() }
 
 // Redirect hands to listeners what arrives from other hosts for a port that no
 // other socket has. It needs CAP_NET_ADMIN and Linux 5.12, acts on the network
-// namespace of the calling thread, and fails with EPERM if that has such rules
-// already. A TCP connection has its original target as its local address; of
-// datagrams it is told by IP_RECVORIGDSTADDR.
+// namespace of the calling thread, and needs a listener at least. A TCP
+// connection has its original target as its local address; that of a datagram
+// is told by IP_RECVORIGDSTADDR or IPV6_RECVORIGDSTADDR.
 func Redirect(tcp, udp detector.PortSet, listeners []Listener) (*Rules, error) {
-	conn, err := redirect(tcp, udp, listeners)
+	first := listeners[0]
+	name := fmt.Sprintf("portsnare_traps_%s_%d", strings.ToLower(first.Proto.String()), first.Addr.Port())
+	conn, err := redirect(name, tcp, udp, listeners)
 	if err != nil {
-		return nil, fmt.Errorf("create nftables table %s: %w", tableName, firstErrno(err))
+		return nil, fmt.Errorf("create nftables table %s: %w", name, firstErrno(err))
 	}
 	return &Rules{conn}, nil
 }
@@ -106,8 +108,10 @@ func firstErrno(err error) error {
 }
 
 // redirect returns the connection whose end is the end of the rules.
-func redirect(tcp, udp detector.PortSet, listeners []Listener) (_ *nftables.Conn, err error) {
-	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(createOwnedTable))
+func redirect(name string, tcp, udp detector.PortSet, listeners []Listener) (_ *nftables.Conn, err error) {
+	conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return createOwnedTable(c, name)
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -116,15 +120,22 @@ func redirect(tcp, udp detector.PortSet, listeners []Listener) (_ *nftables.Conn
 			_ = conn.CloseLasting()
 		}
 	}()
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
-	r := ruleset{conn: conn, table: table, sent: &nftables.Set{
-		Table: table, Name: "sent", KeyType: nftables.TypeInetService,
-		Dynamic: true, HasTimeout: true, Timeout: answerTime, Size: 1 << 16,
-	}}
-	if r.tcp, err = addPorts(conn, table, "tcp", tcp); err != nil {
+	table := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
+	// With numbers of our own, because the library counts without a lock.
+	r := ruleset{
+		conn:  conn,
+		table: table,
+		tcp:   &nftables.Set{Table: table, ID: 1, Name: "tcp_ports", KeyType: nftables.TypeInetService, Interval: true},
+		udp:   &nftables.Set{Table: table, ID: 2, Name: "udp_ports", KeyType: nftables.TypeInetService, Interval: true},
+		sent: &nftables.Set{
+			Table: table, ID: 3, Name: "sent", KeyType: nftables.TypeInetService,
+			Dynamic: true, HasTimeout: true, Timeout: answerTime, Size: 1 << 16,
+		},
+	}
+	if err := addPorts(conn, r.tcp, tcp); err != nil {
 		return nil, err
 	}
-	if r.udp, err = addPorts(conn, table, "udp", udp); err != nil {
+	if err := addPorts(conn, r.udp, udp); err != nil {
 		return nil, err
 	}
 	if err := conn.AddSet(r.sent, nil); err != nil {
@@ -140,14 +151,14 @@ const tableOwned = 2
 
 // createOwnedTable creates the table as one that belongs to c. The library has
 // no way to set its flags.
-func createOwnedTable(c *netlink.Conn) (err error) {
+func createOwnedTable(c *netlink.Conn, name string) (err error) {
 	defer func() {
 		if err != nil {
 			_ = c.Close()
 		}
 	}()
 	attributes := netlink.NewAttributeEncoder()
-	attributes.String(unix.NFTA_TABLE_NAME, tableName)
+	attributes.String(unix.NFTA_TABLE_NAME, name)
 	attributes.ByteOrder = binary.BigEndian
 	attributes.Uint32(unix.NFTA_TABLE_FLAGS, tableOwned)
 	table, err := attributes.Encode()
@@ -177,20 +188,19 @@ func createOwnedTable(c *netlink.Conn) (err error) {
 const elementsAtOnce = 1000
 
 // addPorts creates a set and fills it.
-func addPorts(conn *nftables.Conn, table *nftables.Table, name string, ports detector.PortSet) (*nftables.Set, error) {
-	set := &nftables.Set{Table: table, Name: name, KeyType: nftables.TypeInetService, Interval: true}
+func addPorts(conn *nftables.Conn, set *nftables.Set, ports detector.PortSet) error {
 	if err := conn.AddSet(set, nil); err != nil {
-		return nil, err
+		return err
 	}
 	for elements := range slices.Chunk(intervals(ports), elementsAtOnce) {
 		if err := conn.SetAddElements(set, elements); err != nil {
-			return nil, err
+			return err
 		}
 		if err := conn.Flush(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return set, conn.Flush()
+	return conn.Flush()
 }
 
 // intervals returns the elements of an interval set: where each range begins
