@@ -7,7 +7,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -45,11 +47,7 @@ func newSentry(t *testing.T) *sentry {
 // are short: the one of the directory would not fit.
 func (s *sentry) listenToSyslog(t *testing.T) {
 	t.Helper()
-	dir, err := os.MkdirTemp("/run", "syslog")
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket := filepath.Join(dir, "log")
+	socket := "/run/syslog-of-" + s.target.Name
 	peer, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
@@ -103,13 +101,100 @@ const ownFiles = `mount --bind /dev/null "$0/dev/null" && mount --rbind "$0/dev"
 // start starts the daemon as PortSentry with the given arguments.
 func (s *sentry) start(t *testing.T, args ...string) *nettest.Process {
 	t.Helper()
+	command := s.command(t, args...)
+	return s.target.Start(t, command[0], command[1:]...)
+}
+
+// command returns the command that starts the daemon on the target.
+func (s *sentry) command(t *testing.T, args ...string) []string {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A program built for the race detector sleeps a second at its end, unless told.
 	daemon := []string{asProgram + "=1", "GORACE=atexit_sleep_ms=0", self, personalityFlag, portSentry}
-	return s.target.Start(t, "unshare", slices.Concat([]string{"--mount", "sh", "-c", ownFiles, s.dir}, daemon, args)...)
+	return slices.Concat([]string{"unshare", "--mount", "sh", "-c", ownFiles, s.dir}, daemon, args)
+}
+
+// script writes a program for /bin/sh into the sentry's directory.
+func (s *sentry) script(t *testing.T, name, text string) {
+	t.Helper()
+	s.write(t, name, "#!/bin/sh\n"+text+"\n")
+	if err := os.Chmod(filepath.Join(s.dir, name), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// holds waits until a file of the sentry's directory holds text and nothing else.
+func (s *sentry) holds(t *testing.T, name, want string) {
+	t.Helper()
+	nettest.WaitFor(t, name+" with "+want, func() bool { return s.read(t, name) == want })
+}
+
+// A syslogLine is a message at /dev/log, taken apart.
+type syslogLine struct {
+	PRI, PID int
+	Text     string
+}
+
+var syslogHead = regexp.MustCompile(`^<(\d+)>[A-Z][a-z]{2} [ 1-3][0-9] [0-9:]{8} portsentry\[(\d+)\]: (.*)$`)
+
+// syslogLines returns what came to the sentry's /dev/log, and fails the test if
+// any of it is from somebody else than PortSentry.
+func (s *sentry) syslogLines(t *testing.T) (lines []syslogLine) {
+	t.Helper()
+	for _, message := range s.syslog.Lines() {
+		m := syslogHead.FindStringSubmatch(message)
+		if m == nil {
+			t.Fatalf("%q is no message of portsentry[pid]", message)
+		}
+		line := syslogLine{Text: m[3]}
+		line.PRI, _ = strconv.Atoi(m[1])
+		line.PID, _ = strconv.Atoi(m[2])
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// waitSyslog waits for a message with text and returns it.
+func (s *sentry) waitSyslog(t *testing.T, text string) syslogLine {
+	t.Helper()
+	s.syslog.WaitLine(t, text)
+	lines := s.syslogLines(t)
+	return lines[slices.IndexFunc(lines, func(l syslogLine) bool { return strings.Contains(l.Text, text) })]
+}
+
+// A background is a daemon that is no child of the one that started it.
+type background struct{ *os.Process }
+
+// daemonOf returns the daemon in the background that wrote line. It ends with the
+// test at the latest.
+func daemonOf(t *testing.T, line syslogLine) background {
+	t.Helper()
+	process, err := os.FindProcess(line.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = process.Kill() }) // it has ended, if the test went well
+	return background{process}
+}
+
+// stop sends a signal and checks that the daemon ends with a status, in time. The
+// daemon is ours to wait for: this process is init to all that tests start.
+func (b background) stop(t *testing.T, sig os.Signal, status int) {
+	t.Helper()
+	began := time.Now()
+	if err := b.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+	state, err := b.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); state.ExitCode() != status || took > endLimit {
+		t.Errorf("after %v the daemon ended with %v in %v, want exit status %d within %v", sig, state, took, status, endLimit)
+	}
 }
 
 // probe sends one probe to a port of the target's, as any program does, and

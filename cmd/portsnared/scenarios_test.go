@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -175,15 +174,6 @@ const (
 	ignoring     = portEleven + block + hostsDeny + `IGNORE_FILE="portsentry.ignore"` + "\n"
 )
 
-// script writes a program for /bin/sh.
-func (s *scenario) script(t *testing.T, name, text string) {
-	t.Helper()
-	s.write(t, name, "#!/bin/sh\n"+text+"\n")
-	if err := os.Chmod(filepath.Join(s.dir, name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // begin starts the daemon and waits until it says that it is ready.
 func (s *scenario) begin(t *testing.T, args ...string) {
 	t.Helper()
@@ -267,12 +257,6 @@ func (s *scenario) size(t *testing.T, ipv4, ipv6 int) {
 	if got, want := len(s.read(t, "portsentry.blocked")), 6*ipv4+18*ipv6; got != want {
 		t.Errorf("portsentry.blocked has %d bytes, want %d", got, want)
 	}
-}
-
-// holds waits until a file holds text and nothing else.
-func (s *scenario) holds(t *testing.T, name, want string) {
-	t.Helper()
-	nettest.WaitFor(t, name, func() bool { return s.read(t, name) == want })
 }
 
 // scan probes port 11 by nmap if how is one of its options, else by a socket.
