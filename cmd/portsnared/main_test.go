@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 		main()
 	}
 	nettest.Isolate()
-	testscript.Main(m, map[string]func(){"portsnared": main})
+	testscript.Main(m, map[string]func(){"portsnared": main, "portsentry": main})
 }
 
 func TestScripts(t *testing.T) {
