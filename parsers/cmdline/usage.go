@@ -37,6 +37,6 @@ the file above, goes into the background and writes to syslog.
   -atcp, -audp                 sniff for probes to all ports below
                                ADVANCED_PORTS_TCP or ADVANCED_PORTS_UDP
 
-"portsnare config check" checks a configuration. Manual page: portsnared(8).
+"portsnare config check" checks a configuration. Manual page: portsentry(8).
 `, program, DefaultConfigFile)
 }
