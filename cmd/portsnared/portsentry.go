@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -88,24 +89,34 @@ func goToBackground() error {
 	return cmd.Process.Release()
 }
 
-// detachFromDirectory goes where a daemon keeps nobody from unmounting anything.
-// The files that cfg names stay where they are.
-func detachFromDirectory(cfg *conf.Config) error {
+// leaveDirectory goes where a daemon keeps nobody from unmounting anything, and
+// returns the directory that relative names lead from.
+func leaveDirectory() (dir string, err error) {
+	if dir, err = os.Getwd(); err != nil {
+		return "", err
+	}
+	return dir, os.Chdir("/")
+}
+
+// nameFilesFrom has the files that cfg names be those that dir has.
+func nameFilesFrom(dir string, cfg *conf.Config) {
+	cfg.Detect.Ignore = slices.Clone(cfg.Detect.Ignore)
 	paths := []*string{&cfg.Log.History, &cfg.Ban.File}
-	cfg.Detect.Ignore = append([]string(nil), cfg.Detect.Ignore...)
 	for i := range cfg.Detect.Ignore {
 		paths = append(paths, &cfg.Detect.Ignore[i])
 	}
 	for _, path := range paths {
-		if *path == "" {
-			continue
-		}
-		var err error
-		if *path, err = filepath.Abs(*path); err != nil {
-			return err
+		if *path != "" {
+			*path = absolute(dir, *path)
 		}
 	}
-	return os.Chdir("/")
+}
+
+func absolute(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
 }
 
 // upstream returns what PortSentry says about err, or "" if it has no words for

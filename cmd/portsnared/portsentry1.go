@@ -105,16 +105,18 @@ func (p *portSentry1) runDaemon() int {
 		return p.end(exitPortSentry1)
 	}
 	cfg := p.config.Config
-	if err := detachFromDirectory(&cfg); err != nil {
+	dir, err := leaveDirectory()
+	if err != nil {
 		p.sayError(err)
 		return p.end(exitPortSentry1)
 	}
+	nameFilesFrom(dir, &cfg)
 	if !p.word.Opens() && !p.leaveOutTaken(&cfg) {
 		return p.end(exitPortSentry1)
 	}
 	interrupted := make(chan os.Signal, 1)
 	signal.Notify(interrupted, os.Interrupt)
-	err := p.persona().watch(cfg)
+	err = p.persona().watch(cfg)
 	switch {
 	case len(interrupted) > 0: // with that it goes without a word
 		return exitOK

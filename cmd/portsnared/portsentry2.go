@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"path/filepath"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/detector/capture"
@@ -26,7 +25,8 @@ type portSentry2 struct {
 	*voice
 	line       cmdline.PortSentry2
 	background bool
-	loaded     bool // the configuration has been read once
+	dir        string // in the background: the directory that was left, where relative names lead
+	loaded     bool   // the configuration has been read once
 	stderr     io.Writer
 }
 
@@ -79,6 +79,14 @@ func (p *portSentry2) run() int {
 		fmt.Fprintln(p.stderr, rootNeeded)
 		return exitFault
 	}
+	if p.background {
+		var err error
+		if p.dir, err = leaveDirectory(); err != nil {
+			p.sayError(err)
+			return exitFault
+		}
+		p.line.ConfigFile = absolute(p.dir, p.line.ConfigFile)
+	}
 	cfg, err := p.load()
 	if err != nil {
 		if text := upstream(err); text != "" {
@@ -128,9 +136,6 @@ func (p *portSentry2) persona() persona {
 // command line.
 func (p *portSentry2) load() (conf.Config, error) {
 	first := !p.loaded
-	if path, err := filepath.Abs(p.line.ConfigFile); p.background && err == nil {
-		p.line.ConfigFile = path // it is read again, from another directory
-	}
 	cfg, warnings, err := conf.LoadPortSentry2(p.line.ConfigFile, p.line.Mode)
 	for _, w := range warnings {
 		if first {
@@ -148,9 +153,9 @@ func (p *portSentry2) load() (conf.Config, error) {
 	cfg.Detect.SkipServiceCheck = p.line.SkipServiceCheck
 	cfg.Log.NoStdout, cfg.Log.Syslog, cfg.Log.SyslogTag = !p.line.Stdout, p.line.Syslog, portSentry
 	if p.background {
-		err = detachFromDirectory(&cfg)
+		nameFilesFrom(p.dir, &cfg)
 	}
-	return cfg, err
+	return cfg, nil
 }
 
 // An ignoreError is what is wrong with the ignore file.

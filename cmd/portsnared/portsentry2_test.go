@@ -1,16 +1,26 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
+	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/portsnare/portsnare/internal/nettest"
 	"github.com/portsnare/portsnare/internal/version"
 )
 
@@ -133,5 +143,255 @@ func (r refusal) run(t *testing.T, transcript *strings.Builder) {
 	}
 	if left, err := filepath.Glob("*"); err != nil || len(left) != len(files) {
 		t.Errorf("%q are left, %v", left, err)
+	}
+}
+
+// Lines go to syslog with the severities and under the name of PortSentry 2.
+func TestSyslogOfPortSentry2(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.write(t, "portsentry.conf", commonConfig+portEleven+`IGNORE_FILE="portsentry.ignore"`+"\n"+`BLOCK_TCP="2"`+"\n"+`KILL_RUN_CMD="false"`+"\n")
+	s.write(t, "portsentry.ignore", s.scanner.IPv6.String()+"\n")
+	s.daemon = s.start(t, strings.Fields("-l syslog -v -d -i ALL -c portsentry.conf")...)
+	s.syslog.WaitLine(t, "is now active")
+	s.probe(t, "udp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "protocol: [UDP]")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "protocol: [TCP]")
+	s.probe(t, "udp", s.target.IPv6, 11)
+	s.syslog.WaitLine(t, "ignored: [true]")
+	probeFrom(t, s.target, "tcp", netip.AddrPortFrom(s.target.IPv4, 11))
+	waitLines(t, s.syslog, 2, "ignored: [true]")
+	stopWithin(t, s.daemon, endLimit)
+
+	lines := s.syslogLines(t)
+	for text, want := range map[string]int{
+		"Portsentry is now active and listening.":                                         29,
+		"Scan from: [192.0.2.1] (192.0.2.1) protocol: [UDP] ":                             29,
+		"attackalert: Error during target dispose 192.0.2.1/192.0.2.1!":                   27,
+		"Ignoring IP: 2001:db8::1/ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff":                30,
+		"Host: 2001:db8::1 found in ignore file portsentry.ignore, aborting actions":      30,
+		"debug: Source address 192.0.2.2 same as destination address 192.0.2.2, skipping": 31,
+		"Ready Device: eth0 ...":      30,
+		"  inet4 addr: 192.0.2.2":     30,
+		"  inet6 addr: 2001:db8::2":   30,
+		"Portsentry is shutting down": 29,
+	} {
+		i := slices.IndexFunc(lines, func(l syslogLine) bool { return strings.HasPrefix(l.Text, text) })
+		switch {
+		case i < 0:
+			t.Errorf("no message %q", text)
+		case lines[i].PRI != want || lines[i].PID != s.daemon.PID():
+			t.Errorf("message %+v, want priority %d and process %d", lines[i], want, s.daemon.PID())
+		}
+	}
+	if got := s.daemon.Stdout.Lines(); len(got) != 1 || !strings.HasPrefix(got[0], "Portsentry 2.0.7 (") {
+		t.Errorf("standard output has %q, want the first line alone", got)
+	}
+}
+
+func TestStdoutAndSyslogAtOnce(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.write(t, "portsentry.conf", portEleven)
+	s.begin(t, "-l", "stdout", "--logoutput=syslog")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.line(t, "^Scan from: ")
+	s.syslog.WaitLine(t, "Scan from: ")
+	s.end(t)
+	var texts []string
+	for _, line := range s.syslogLines(t) {
+		texts = append(texts, line.Text)
+	}
+	if diff := gocmp.Diff(s.daemon.Stdout.Lines()[1:], texts); diff != "" {
+		t.Errorf("syslog is not what standard output is (-stdout +syslog)\n%s", diff)
+	}
+}
+
+// With -D the daemon leaves its directory, and still finds the files that were
+// named relative to it, also when it reads its configuration again.
+func TestDaemonOfPortSentry2(t *testing.T) {
+	t.Parallel()
+	s := newSentry(t)
+	s.write(t, "portsentry.conf", commonConfig+portEleven+block+trueRoute+`IGNORE_FILE="portsentry.ignore"`+"\n")
+	s.write(t, "portsentry.ignore", "")
+	parent := s.start(t, strings.Fields("-D -v -c portsentry.conf")...)
+	if err := parent.Wait(t); err != nil {
+		t.Fatalf("the program that was started ended with %v", err)
+	}
+	if got := parent.Stdout.String() + parent.Stderr.String(); !strings.HasPrefix(got, "Portsentry 2.0.7 (") || strings.Count(got, "\n") != 1 {
+		t.Errorf("it printed %q, want the first line alone", got)
+	}
+	active := s.waitSyslog(t, "Portsentry is now active and listening.")
+	running := daemonOf(t, active)
+	if active.PID == parent.PID() {
+		t.Error("the daemon is the process that was started")
+	}
+	if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", active.PID)); err != nil || dir != "/" {
+		t.Errorf("the daemon is in %q (%v), want /", dir, err)
+	}
+	if session, err := unix.Getsid(active.PID); err != nil || session != active.PID {
+		t.Errorf("the daemon is in session %d (%v), want one of its own", session, err)
+	}
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "blocked: [true]")
+	nettest.WaitFor(t, "the history", func() bool { return s.read(t, "portsentry.history") != "" })
+	if got := len(s.read(t, "portsentry.blocked")); got != 6 {
+		t.Errorf("portsentry.blocked has %d bytes, want 6", got)
+	}
+
+	s.write(t, "portsentry.conf", commonConfig+`TCP_PORTS="12"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
+	s.write(t, "portsentry.ignore", "192.0.2.1\n")
+	if err := running.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	s.syslog.WaitLine(t, "configuration reloaded")
+	s.probe(t, "tcp", s.target.IPv4, 12)
+	s.syslog.WaitLine(t, "port: [12] type: [TCP SYN/Normal scan] IP opts: [not set] ignored: [true]")
+	running.stop(t, syscall.SIGTERM, exitOK)
+	s.syslog.WaitLine(t, "Portsentry is shutting down")
+}
+
+// The parent of a daemon does not know that its child cannot start.
+func TestDaemonThatCannotStart(t *testing.T) {
+	t.Parallel()
+	s := newSentry(t)
+	s.write(t, "portsentry.conf", `TCP_PORTS="11"`+"\n"+`IGNORE_FILE="absent"`+"\n")
+	if err := s.start(t, strings.Fields("-D -c portsentry.conf")...).Wait(t); err != nil {
+		t.Errorf("the program that was started ended with %v", err)
+	}
+	s.syslog.WaitLine(t, "Portsentry is shutting down")
+	var texts []string
+	for _, line := range s.syslogLines(t) {
+		texts = append(texts, fmt.Sprintf("<%d>%s", line.PRI, strings.ReplaceAll(line.Text, s.dir, "DIR")))
+	}
+	want := []string{
+		"<27>Unable to open ignore file: DIR/absent",
+		"<27>DIR/absent: open: no such file or directory",
+		"<27>Error initializing ignore file DIR/absent",
+		"<27>Could not initialize sentry. Shutting down.",
+		"<29>Portsentry is shutting down",
+	}
+	if diff := gocmp.Diff(want, texts); diff != "" {
+		t.Errorf("syslog (-want +got)\n%s", diff)
+	}
+}
+
+func TestHangupReloadsPortSentry2(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.write(t, "portsentry.conf", portEleven)
+	s.begin(t, "-v")
+	change := func(config string, said *nettest.Output, text string) {
+		t.Helper()
+		s.write(t, "portsentry.conf", config)
+		s.daemon.Signal(t, syscall.SIGHUP)
+		said.WaitLine(t, text)
+	}
+	change(`TCP_PORTS="12"`+"\n", s.daemon.Stdout, "configuration reloaded")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.probe(t, "tcp", s.target.IPv4, 12)
+	s.line(t, `^Scan from: .* port: \[12\]`)
+	change(`TCP_PORTS="5-1"`+"\n", s.daemon.Stderr, "configuration not reloaded")
+	s.probe(t, "tcp", s.target.IPv4, 12)
+	waitLines(t, s.daemon.Stdout, 2, "port: [12]")
+	s.end(t)
+	if got := countLines(s.daemon.Stdout, "port: [11]"); got != 0 {
+		t.Errorf("%d reports about a port that was given up, want none", got)
+	}
+}
+
+// Whoever reads the lines may go: detection stays.
+func TestNobodyReadsTheLines(t *testing.T) {
+	t.Parallel()
+	s := newSentry(t)
+	s.write(t, "portsentry.conf", commonConfig+portEleven)
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := s.command(t, "-c", "portsentry.conf")
+	daemon := s.target.Command(t.Context(), command[0], command[1:]...)
+	daemon.Stdout = theirs
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	for lines := bufio.NewScanner(ours); lines.Scan() && !strings.Contains(lines.Text(), "is now active"); {
+	}
+	ours.Close()
+	for n := range 3 {
+		s.probe(t, "tcp", s.target.IPv4, 11)
+		nettest.WaitFor(t, "the history", func() bool { return strings.Count(s.read(t, "portsentry.history"), "\n") == n+1 })
+	}
+	if err := daemon.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := daemon.Wait(); err != nil || time.Since(began) > endLimit {
+		t.Errorf("the daemon ended with %v after %v, want status 0 within %v", err, time.Since(began), endLimit)
+	}
+}
+
+// A command that takes its time does not keep the daemon from ending.
+func TestStopWhileACommandRuns(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.write(t, "portsentry.conf", commonConfig+portEleven+external+`KILL_RUN_CMD="echo $$ > command.pid; exec sleep 600"`+"\n")
+	s.begin(t)
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	nettest.WaitFor(t, "the command", func() bool { return strings.HasSuffix(s.read(t, "command.pid"), "\n") })
+	s.end(t)
+	pid := strings.TrimSpace(s.read(t, "command.pid"))
+	if text, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && len(text) > 0 {
+		t.Errorf("the command still runs: %q", text)
+	}
+	s.size(t, 0, 0)
+}
+
+func TestLongLinesAreCut(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.write(t, "portsentry.conf", commonConfig+portEleven+external+`KILL_RUN_CMD="true `+strings.Repeat("x", 1000)+`"`+"\n")
+	s.begin(t)
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	line := s.daemon.Stdout.WaitLine(t, "External command run")
+	if len(line) != 1023 || !strings.HasSuffix(line, "xxx...") {
+		t.Errorf("the line has %d bytes and ends in %q, want 1023 and ...", len(line), line[len(line)-6:])
+	}
+	s.end(t)
+}
+
+func TestPortSentryNeedsRoot(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const first = "Portsentry 2.0.7 (portsnare "
+	for name, tt := range map[string]struct {
+		arg            string
+		status         int
+		stdout, stderr string
+	}{
+		"2":   {"-v", exitFault, "Portsentry is shutting down\n", rootNeeded + "\n"},
+		"1.2": {"-tcp", exitPortSentry1, rootNeeded + "\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			// In a namespace that knows no user, nobody is root.
+			cmd := exec.CommandContext(t.Context(), "unshare", "--user", "env", asProgram+"=1", self, personalityFlag, portSentry, tt.arg)
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			if err := cmd.Run(); err == nil || cmd.ProcessState.ExitCode() != tt.status {
+				t.Errorf("it ended with %v, want status %d", err, tt.status)
+			}
+			got := stdout.String()
+			if line, rest, _ := strings.Cut(got, "\n"); strings.HasPrefix(line, first) {
+				got = rest
+			}
+			if got != tt.stdout || stderr.String() != tt.stderr {
+				t.Errorf("standard output %q, standard error %q, want %q, %q", &stdout, &stderr, tt.stdout, tt.stderr)
+			}
+		})
 	}
 }
