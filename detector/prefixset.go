@@ -20,10 +20,7 @@ type PrefixSet struct {
 func NewPrefixSet(prefixes ...netip.Prefix) PrefixSet {
 	s := PrefixSet{prefixes: make(map[netip.Prefix]struct{}, len(prefixes))}
 	for _, p := range prefixes {
-		if p.Addr().Is4In6() && p.Bits() >= 96 {
-			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-		}
-		p = p.Masked()
+		p = canonical(p)
 		if !p.IsValid() {
 			continue
 		}
@@ -37,6 +34,14 @@ func NewPrefixSet(prefixes ...netip.Prefix) PrefixSet {
 		}
 	}
 	return s
+}
+
+// canonical returns p without host bits, and as IPv4 if it is IPv4-mapped.
+func canonical(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
 }
 
 // Contains reports whether addr lies in one of the prefixes. A zone does not
