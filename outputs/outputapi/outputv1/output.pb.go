@@ -11,8 +11,8 @@
 //     fields you do not know, and take an enum value you do not know for the
 //     one whose number is 0.
 //   - A message is at most 1 MiB (1048576 bytes) in either direction.
-//   - Text is UTF-8 without control characters. A length given as "at most" is
-//     in bytes; longer text is cut by whoever receives it.
+//   - Text is UTF-8 without control characters other than tabs. A length given
+//     as "at most" is in bytes; whoever receives longer text cuts it.
 //   - Text that a stranger chose is marked. It never contains a line break, but
 //     quote it as your format asks before you pass it on.
 //   - An address is text as in RFC 5952, such as "192.0.2.7" or
@@ -778,7 +778,7 @@ type DeliverRequest struct {
 	// Configure's for events that were left over from an earlier run. All events
 	// of a request are of one run. At most 64 bytes.
 	BootId string `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
-	// Events in rising order of sequence; at least one.
+	// Events in rising order of sequence; at least one, at most 1000.
 	Events []*Event `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`
 	// The sequence of the last event.
 	LastSequence  uint64 `protobuf:"varint,3,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
@@ -907,7 +907,7 @@ func (x *DeliverResponse) GetError() string {
 type Rejection struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Why, at most 1024 bytes.
+	// Why, at most 200 bytes.
 	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -11,8 +11,8 @@
 //     fields you do not know, and take an enum value you do not know for the
 //     one whose number is 0.
 //   - A message is at most 1 MiB (1048576 bytes) in either direction.
-//   - Text is UTF-8 without control characters. A length given as "at most" is
-//     in bytes; longer text is cut by whoever receives it.
+//   - Text is UTF-8 without control characters other than tabs. A length given
+//     as "at most" is in bytes; whoever receives longer text cuts it.
 //   - Text that a stranger chose is marked. It never contains a line break, but
 //     quote it as your format asks before you pass it on.
 //   - An address is text as in RFC 5952, such as "192.0.2.7" or
