@@ -18,7 +18,8 @@ const (
 	redirectBacklog = 4096
 
 	// redirectReceiveBuffer is the memory for datagrams that wait at all
-	// redirected ports of a family, in bytes.
+	// redirected ports of a family, in bytes. In a user namespace the kernel
+	// takes net.core.rmem_max if that is lower.
 	redirectReceiveBuffer = 1 << 20
 )
 
@@ -78,6 +79,10 @@ func (t *Traps) openRedirectedAt(loopback netip.Addr, proto detector.Proto) (net
 		return netip.AddrPort{}, err
 	}
 	t.sockets = append(t.sockets, fd)
+	if proto == detector.UDP {
+		// Above net.core.rmem_max, where we may.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, redirectReceiveBuffer)
+	}
 	local, err := unix.Getsockname(fd)
 	if err != nil {
 		return netip.AddrPort{}, fmt.Errorf("ask for the port: %w", err)
@@ -100,7 +105,7 @@ func redirectOptions(addr netip.Addr, proto detector.Proto) []socketOption {
 			socketOption{unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1})
 	}
 	return append(options,
-		socketOption{unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, redirectReceiveBuffer},
+		socketOption{unix.SOL_SOCKET, unix.SO_RCVBUF, redirectReceiveBuffer},
 		socketOption{unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1})
 }
 

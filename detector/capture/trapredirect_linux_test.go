@@ -138,6 +138,9 @@ func TestServicesKeepRedirectedPorts(t *testing.T) {
 	})
 	t.Run("ports are traps when services end", func(t *testing.T) {
 		opened["before: TCP"].Close()
+		nettest.WaitFor(t, "the service has ended", func() bool { // a process being started may have its socket for a moment
+			return target.Run(t, "ss", "-tlnH", "sport", "=", ":80") == ""
+		})
 		dial(t, scanner, "tcp", target.IPv4, 80)
 		if p := s.next(t); p.Target != netip.AddrPortFrom(target.IPv4, 80) {
 			t.Errorf("probe of %v, want the port that the service had", p.Target)
