@@ -28,6 +28,7 @@ type portSentry1 struct {
 	config  conf.PortSentry1
 	asked   detector.PortSet // the ports of the configuration
 	taken   detector.PortSet // of these, others have now
+	refused detector.PortSet // of these, others have, so that they could not be opened
 	ignores int              // how often the ignore file was read
 }
 
@@ -123,6 +124,7 @@ func (p *portSentry1) runDaemon() int {
 	case err != nil:
 		p.sayError(err)
 		if _, ok := errors.AsType[*capture.NoTrapsError](err); ok {
+			p.listen(detector.PortSet{})
 			p.admin("ERROR: could not bind ANY %v sockets. Shutting down.", p.word.Proto())
 		}
 		p.admin("ERROR: could not go into PortSentry mode. Shutting down.")
@@ -175,7 +177,7 @@ func (p *portSentry1) persona() persona {
 			return logline.PortSentry1{Advanced: p.word.Advanced()}.AppendLines
 		},
 		active:        p.active,
-		refused:       func(ports []capture.RefusedPort) { p.listen(detector.PortSet{}, ports) },
+		refused:       p.noteRefused,
 		advanced:      p.word.Advanced(),
 		makeHostsDeny: true,
 		ignoreHangup:  true,
@@ -200,7 +202,7 @@ func (p *portSentry1) active(d *daemon) {
 	switch {
 	case d.traps != nil:
 		tcp, udp := d.traps.Ports()
-		p.listen(union(tcp, udp), d.traps.Refused())
+		p.listen(union(tcp, udp))
 	case p.word.Advanced():
 		p.advanced()
 	default:
@@ -209,16 +211,24 @@ func (p *portSentry1) active(d *daemon) {
 	p.admin("PortSentry is now active and listening.")
 }
 
-// listen says which ports are opened, and which are not.
-func (p *portSentry1) listen(held detector.PortSet, refused []capture.RefusedPort) {
-	for _, r := range held.Ranges() {
+// noteRefused keeps the ports that could not be opened, to name each in its turn.
+func (p *portSentry1) noteRefused(ports []capture.RefusedPort) {
+	var refused []detector.PortRange
+	for _, r := range ports {
+		refused = append(refused, detector.PortRange{First: r.Port, Last: r.Port})
+	}
+	p.refused = detector.NewPortSet(refused...)
+}
+
+// listen says which ports are opened, and which could not be.
+func (p *portSentry1) listen(held detector.PortSet) {
+	for _, r := range union(held, p.refused).Ranges() {
 		for port := int(r.First); port <= int(r.Last); port++ {
 			p.admin("Going into listen mode on %v port: %d", p.word.Proto(), port)
+			if p.refused.Contains(uint16(port)) {
+				p.admin("ERROR: could not bind %v socket: %d. Attempting to continue", p.word.Proto(), port)
+			}
 		}
-	}
-	for _, r := range refused {
-		p.admin("Going into listen mode on %v port: %d", r.Proto, r.Port)
-		p.admin("ERROR: could not bind %v socket: %d. Attempting to continue", r.Proto, r.Port)
 	}
 }
 
