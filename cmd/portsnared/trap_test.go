@@ -126,27 +126,32 @@ func TestBannerIsNotForIgnoredSources(t *testing.T) {
 }
 
 // In mode both each probe is reported once: by the trap where it holds the
-// port, off the interface elsewhere.
+// port, with a socket of its own or with one for all, and off the interface
+// elsewhere.
 func TestBothModesReportOnce(t *testing.T) {
-	t.Parallel()
-	scanner, target := nettest.NewPair(t)
-	config := `
+	for name, trapped := range map[string]string{"a socket each": "11", "redirected": "1-1079,1081-65535"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			scanner, target := nettest.NewPair(t)
+			config := fmt.Sprintf(`
 mode = "both"
 [detect]
 tcp_ports = "11,1080"
 [trap]
-tcp_ports = "11"
-`
-	daemon := startDaemon(t, target, config)
-	scanner.Run(t, "nmap", "-sT", "-n", "-Pn", "--max-retries", "0", "-p", "11,12,1080", target.IPv4.String())
-	nettest.WaitFor(t, "two reports", func() bool { return len(daemon.Stdout.Lines()) >= 2 })
-	stopWithin(t, daemon, unhurried)
-	want := sorted([]string{
-		scanLine(scanner.IPv4, "TCP", trapPort, "Connect"),
-		scanLine(scanner.IPv4, "TCP", otherTrapPort, "TCP SYN/Normal scan"),
-	})
-	if diff := cmp.Diff(want, sorted(daemon.Stdout.Lines())); diff != "" {
-		t.Errorf("lines on standard output (-want +got)\n%s", diff)
+tcp_ports = %q
+`, trapped)
+			daemon := startDaemon(t, target, config)
+			scanner.Run(t, "nmap", "-sT", "-n", "-Pn", "--max-retries", "0", "-p", "11,1080", target.IPv4.String())
+			nettest.WaitFor(t, "two reports", func() bool { return len(daemon.Stdout.Lines()) >= 2 })
+			stopWithin(t, daemon, unhurried)
+			want := sorted([]string{
+				scanLine(scanner.IPv4, "TCP", trapPort, "Connect"),
+				scanLine(scanner.IPv4, "TCP", otherTrapPort, "TCP SYN/Normal scan"),
+			})
+			if diff := cmp.Diff(want, sorted(daemon.Stdout.Lines())); diff != "" {
+				t.Errorf("lines on standard output (-want +got)\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -138,12 +138,23 @@ func (d *daemon) acceptFailed(port uint16, err error) {
 	})
 }
 
-// inUse returns the service check, nil in trap mode.
+// inUse returns the service check, nil in trap mode. A port that is redirected to
+// a trap has no socket that could tell.
 func (d *daemon) inUse() inUse {
 	if d.services == nil {
 		return nil
 	}
-	return d.services.InUse
+	if d.traps == nil {
+		return d.services.InUse
+	}
+	tcp, udp := d.traps.Ports()
+	return func(proto detector.Proto, target netip.AddrPort) bool {
+		trapped := tcp
+		if proto == detector.UDP {
+			trapped = udp
+		}
+		return trapped.Contains(target.Port()) || d.services.InUse(proto, target)
+	}
 }
 
 // trapConfig says where to listen.
