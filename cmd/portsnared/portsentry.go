@@ -48,6 +48,8 @@ func asPortSentry(program string, args []string) (theirs []string, ours bool, er
 
 // runPortSentry runs as the generation of PortSentry that the arguments tell.
 func runPortSentry(args []string, stdout, stderr io.Writer) int {
+	// By this name it is looked for. Without it all else works.
+	_ = os.WriteFile("/proc/self/comm", []byte(portSentry), 0)
 	if word, ok := cmdline.ParsePortSentry1(args); ok {
 		return runPortSentry1(word, stdout, stderr)
 	}

@@ -86,6 +86,7 @@ func (d *daemon) reload() error {
 	if cfg.Mode != d.config.Mode {
 		return fmt.Errorf("mode %q instead of %q takes a restart", cfg.Mode, d.config.Mode)
 	}
+	differs := d.keepWhatIsOpen(&cfg)
 	ignoreFiles := filesOf(cfg.Detect.Ignore) // before they are read, to miss no change
 	policy, err := d.newPolicy(cfg)
 	if err != nil {
@@ -100,7 +101,7 @@ func (d *daemon) reload() error {
 	if d.traps != nil && d.trapsDiffer(cfg) {
 		d.log.Warn("changed ports of traps and a changed banner take effect at the next start")
 	}
-	if d.keepWhatIsOpen(&cfg) {
+	if differs {
 		d.log.Warn("changed interfaces, outputs and bans take effect at the next start")
 	}
 	d.config, d.ignoreFiles = cfg, ignoreFiles
