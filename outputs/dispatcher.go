@@ -23,6 +23,10 @@ const (
 
 	drainDeadline = 5 * time.Second // for everything queued when Run is asked to stop
 
+	// settleDeadline is how long bans may take then. A command that is ended has
+	// two more seconds, and what came of it has to reach the outputs.
+	settleDeadline = 2 * time.Second
+
 	// A failing output is tried again after retryMin, doubling to retryMax.
 	retryMin, retryMax = 100 * time.Millisecond, 10 * time.Second
 )
@@ -108,8 +112,11 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	// Outputs outlive ctx by the drain; this context ends the drain itself.
 	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
+	banning, stopBanning := context.WithCancel(drain)
+	defer stopBanning()
 	stop := context.AfterFunc(ctx, func() {
 		d.queue.close()
+		time.AfterFunc(settleDeadline, stopBanning)
 		time.AfterFunc(drainDeadline, cancel)
 	})
 	defer stop()
@@ -119,9 +126,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 		lanes.Go(func() { l.run(drain) })
 	}
 	if d.naming == nil {
-		d.settle(drain, d.deliver)
+		d.settle(banning, d.deliver)
 	} else {
-		d.settleAndName(ctx, drain)
+		d.settleAndName(ctx, banning)
 	}
 	for _, l := range d.out {
 		l.queue.close()
@@ -138,10 +145,10 @@ func (d *Dispatcher) settle(ctx context.Context, deliver func([]detector.Event))
 }
 
 // settleAndName is settle with names. Once ctx ends, no event waits for one.
-func (d *Dispatcher) settleAndName(ctx, drain context.Context) {
+func (d *Dispatcher) settleAndName(ctx, banning context.Context) {
 	var named sync.WaitGroup
 	named.Go(func() { d.naming.Run(ctx, d.deliver) })
-	d.settle(drain, d.naming.Push)
+	d.settle(banning, d.naming.Push)
 	d.naming.Close()
 	named.Wait()
 }

@@ -299,6 +299,34 @@ func (f outputFunc) Deliver(_ context.Context, events []detector.Event) error {
 	return nil
 }
 
+// patient is a ban output that works until it is told to stop.
+type patient struct{}
+
+func (patient) Ban(ctx context.Context, _ []detector.Ban) ([]Result, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// A ban that takes long is given up at the stop, early enough for its event to
+// reach the outputs.
+func TestDispatcherStopsWithABanUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := new(fakeOutput)
+		d := NewDispatcher(quiet(), Enforcement{Outputs: []BanOutput{patient{}}, Deadline: time.Hour}, nil, []Named{{"o", o}})
+		stop := start(t, d)
+		d.Submit(scan("192.0.2.1", true))
+		synctest.Wait()
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took != settleDeadline {
+			t.Errorf("the stop took %v, want %v", took, settleDeadline)
+		}
+		if got := fmt.Sprint(o.taken(), o.blocked); got != "[1] [false]" {
+			t.Errorf("the output took %s, want [1] [false]", got)
+		}
+	})
+}
+
 func BenchmarkDispatch(b *testing.B) {
 	d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", discard{}}})
 	ctx, cancel := context.WithCancel(b.Context())

@@ -245,11 +245,12 @@ func merge(answers [][]Result, i int) Result {
 }
 
 // report logs when outputs begin and cease to fail, not each time in between.
+// Where there are acts, the event tells.
 func (e *enforcer) report(answers [][]Result) {
 	var fault error
 	for _, results := range answers {
 		for i := range results {
-			if results[i].Err != nil {
+			if results[i].Err != nil && len(results[i].Acts) == 0 {
 				fault = results[i].Err
 			}
 		}
