@@ -1,6 +1,8 @@
 package logline
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -54,19 +56,26 @@ func syslogLines(t *testing.T) (lines []string) {
 	return lines
 }
 
-// Logwatch's script for PortSentry counts the golden scans. The other lines it
-// does not know, whoever writes them.
-func TestLogwatchReadsAlerts(t *testing.T) {
+// logwatch returns the report of Logwatch's script for PortSentry.
+func logwatch(t *testing.T, lines []string) string {
+	t.Helper()
 	const dir = "/usr/share/logwatch"
 	cmd := exec.CommandContext(t.Context(), "perl", "-I", dir+"/lib", dir+"/scripts/services/portsentry")
 	cmd.Env = append(os.Environ(), "LOGWATCH_NUMERIC=1", "LOGWATCH_DETAIL_LEVEL=10")
-	lines := syslogLines(t)
 	cmd.Stdin = strings.NewReader(strings.Join(lines, ""))
 	report, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v: apt-get install logwatch\n%s", cmd, err, report)
 	}
-	scans, unmatched, _ := strings.Cut(string(report), "**Unmatched entries**\n")
+	return string(report)
+}
+
+// Logwatch's script for PortSentry counts the golden scans. The other lines it
+// does not know, whoever writes them.
+func TestLogwatchReadsAlerts(t *testing.T) {
+	lines := syslogLines(t)
+	report := logwatch(t, lines)
+	scans, unmatched, _ := strings.Cut(report, "**Unmatched entries**\n")
 	const want = `
 Warning: Portscans detected
     TCP NULL from:
@@ -104,33 +113,33 @@ Warning: Portscans detected
 // A reading is what a log reader takes from the first line of an alert.
 type reading struct{ Source, Proto, Port string }
 
-// preludeRules returns the rules of Prelude-LML for who scanned and who
-// connected. Their expressions mean the same in Go.
-func preludeRules(t *testing.T) (scan, connect *regexp.Regexp) {
+// preludeRules are the rules of Prelude-LML, by what they are about. Their
+// expressions mean the same in Go.
+type preludeRules struct{ scan, connect, banned, held *regexp.Regexp }
+
+func readPreludeRules(t *testing.T) (rules preludeRules) {
 	t.Helper()
 	const file = "/etc/prelude-lml/ruleset/portsentry.rules"
-	rules, err := os.ReadFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatalf("%v: apt-get install prelude-lml-rules", err)
 	}
-	for _, rule := range regexp.MustCompile(`(?m)^regex=(.*); \\$`).FindAllSubmatch(rules, -1) {
-		switch text := string(rule[1]); {
-		case strings.Contains(text, "scan from"):
-			scan = regexp.MustCompile(text)
-		case strings.Contains(text, "Connect from"):
-			connect = regexp.MustCompile(text)
+	for about, rule := range map[string]**regexp.Regexp{
+		"scan from": &rules.scan, "Connect from": &rules.connect, "has been blocked": &rules.banned, "already blocked": &rules.held,
+	} {
+		found := regexp.MustCompile(`(?m)^regex=(.*` + about + `.*); \\$`).FindSubmatch(text)
+		if found == nil {
+			t.Fatalf("%s has no rule for %q", file, about)
 		}
+		*rule = regexp.MustCompile(string(found[1]))
 	}
-	if scan == nil || connect == nil {
-		t.Fatalf("%s has no rule for a scan or none for a connection", file)
-	}
-	return scan, connect
+	return rules
 }
 
 // Prelude-LML's rules and the decoder of OSSEC and Wazuh find the source and
 // the port in every golden alert that they have a pattern for.
 func TestRulesReadAlerts(t *testing.T) {
-	scan, connect := preludeRules(t)
+	rules := readPreludeRules(t)
 	// OSSEC and Wazuh have one for connections alone, in a language of their
 	// own. They take the host for the address.
 	decoder := regexp.MustCompile(`attackalert: Connect from host: (\S+)/\S+ to (\S+) port: (\d+)$`)
@@ -138,12 +147,12 @@ func TestRulesReadAlerts(t *testing.T) {
 		a := &goldenAlerts[i]
 		first := string(a.Append(nil))
 		want := reading{a.Source.String(), a.Proto.String(), strconv.Itoa(int(a.Port))}
-		prelude, ossec := scan, (*regexp.Regexp)(nil)
+		prelude, ossec := rules.scan, (*regexp.Regexp)(nil)
 		switch a.Technique {
 		case detector.TechniqueOddFlags:
 			continue // has no "scan": nobody has a pattern for it
 		case detector.TechniqueConnect:
-			prelude, ossec = connect, decoder
+			prelude, ossec = rules.connect, decoder
 		}
 		m := prelude.FindStringSubmatch(first)
 		if m == nil {
@@ -158,6 +167,73 @@ func TestRulesReadAlerts(t *testing.T) {
 		}
 		if m := ossec.FindStringSubmatch(first); m == nil || (reading{m[1], m[2], m[3]}) != want {
 			t.Errorf("OSSEC reads %q in %q, want %v", m, first, want)
+		}
+	}
+}
+
+// outcomeLines returns the lines about the golden outcomes, of both generations.
+func outcomeLines() (lines []string) {
+	for i := range goldenOutcomes {
+		for _, form := range []func([]byte, *detector.Event) []byte{PortSentry1{}.AppendLines, PortSentry2{}.AppendLines} {
+			for line := range strings.Lines(string(form(nil, &goldenOutcomes[i].ev))) {
+				lines = append(lines, line[1:]) // without its severity
+			}
+		}
+	}
+	return lines
+}
+
+// Prelude-LML's rules and the decoder of OSSEC and Wazuh find the source in
+// every line about a ban that they have a pattern for. All outcomes are of one
+// source.
+func TestRulesReadBans(t *testing.T) {
+	rules := readPreludeRules(t)
+	decoder := regexp.MustCompile(`attackalert: Host: (\S+) is already blocked. Ignoring$`)
+	seen := make(map[string]int)
+	for _, line := range outcomeLines() {
+		line = strings.TrimSuffix(line, "\n")
+		var got, want []string
+		switch {
+		case strings.Contains(line, "dropped route"):
+			seen["banned"]++
+			got, want = rules.banned.FindStringSubmatch(line), []string{"203.0.113.7", route.Text}
+		case strings.HasSuffix(line, "is already blocked. Ignoring"):
+			seen["held, trap"]++
+			got, want = decoder.FindStringSubmatch(line), []string{"203.0.113.7"}
+		case strings.Contains(line, "is already blocked"):
+			seen["held"]++
+			host, _, _ := strings.Cut(strings.TrimPrefix(line, "attackalert: Host: "), "/")
+			got, want = rules.held.FindStringSubmatch(line), []string{host, "203.0.113.7"}
+		default:
+			continue
+		}
+		if len(got) == 0 || !slices.Equal(got[1:], want) {
+			t.Errorf("%q is read as %q, want %q", line, got, want)
+		}
+	}
+	if want := map[string]int{"banned": 2, "held": 3, "held, trap": 1}; !maps.Equal(seen, want) {
+		t.Errorf("lines by kind: %v, want %v", seen, want)
+	}
+}
+
+// Logwatch's script counts every ban, and takes no line about one for one that it
+// does not know.
+func TestLogwatchCountsBans(t *testing.T) {
+	var lines []string
+	bans := 0
+	for _, line := range outcomeLines() {
+		if strings.Contains(line, "has been blocked") {
+			bans++
+		}
+		lines = append(lines, "Nov 22 07:44:33 host portsentry[1234]: "+line)
+	}
+	known, unmatched, _ := strings.Cut(logwatch(t, lines), "**Unmatched entries**\n")
+	if want := fmt.Sprintf("Warning: Blocked route from/to 203.0.113.7 %d times(s).\n", bans); bans == 0 || !strings.Contains(known, want) {
+		t.Errorf("Logwatch reports\n%s, want %s", known, want)
+	}
+	for line := range strings.Lines(unmatched) {
+		if strings.Contains(line, "blocked via") || strings.Contains(line, "already blocked") {
+			t.Errorf("Logwatch does not know %q", line)
 		}
 	}
 }
