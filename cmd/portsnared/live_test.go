@@ -305,6 +305,27 @@ func TestReloadTakesNewPortsAndRefusesABadFile(t *testing.T) {
 	}
 }
 
+// Bans are opened at the start alone, so a reload leaves them as they are: also
+// the words for what the policy asks for.
+func TestReloadKeepsBans(t *testing.T) {
+	t.Parallel()
+	scanner, target := nettest.NewPair(t)
+	command := daemonCommand(t, liveConfig)
+	config := command[slices.Index(command, "-c")+1]
+	daemon := target.Start(t, "env", command...)
+	daemon.Stderr.WaitLine(t, "portsnare is active")
+	banning := liveConfig + "[ban]\nevidence = \"classic\"\ntcp = \"ban\"\n[output.runcmd.settings]\nroute = \"true $TARGET$\"\n"
+	if err := os.WriteFile(config, []byte(banning), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon.Signal(t, syscall.SIGHUP)
+	daemon.Stderr.WaitLine(t, "bans take effect at the next start")
+	daemon.Stderr.WaitLine(t, "configuration reloaded")
+	probe(t, scanner, target)
+	daemon.Stdout.WaitLine(t, scanLine(scanner.IPv4, "TCP", trapPort, "TCP SYN/Normal scan"))
+	stopWithin(t, daemon, unhurried)
+}
+
 // An edit of an ignore file takes effect by itself, in trap mode too.
 func TestChangedIgnoreFilesAreReadAgain(t *testing.T) {
 	for _, mode := range []string{"stealth", "trap"} {
