@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -437,4 +438,30 @@ func TestBroadcastsReachPortSentry1(t *testing.T) {
 	s.scanner.Run(t, "socat", "-u", "EXEC:echo who is there", "UDP4-DATAGRAM:192.0.2.255:11,broadcast")
 	s.syslog.WaitLine(t, "attackalert: UDP scan from host: 192.0.2.1/192.0.2.1 to UDP port: 11")
 	s.end(t)
+}
+
+// Logwatch's script for PortSentry knows what an advanced mode says at its start.
+func TestLogwatchReadsTheStart(t *testing.T) {
+	const dir = "/usr/share/logwatch"
+	logwatch := exec.CommandContext(t.Context(), "perl", "-I", dir+"/lib", dir+"/scripts/services/portsentry")
+	logwatch.Env = append(os.Environ(), "LOGWATCH_NUMERIC=1", "LOGWATCH_DETAIL_LEVEL=10")
+	var lines strings.Builder
+	_, start, _ := strings.Cut(readFile(t, "testdata/golden/portsentry1-start"), "== -atcp\n")
+	start, _, _ = strings.Cut(start, "== ")
+	for line := range strings.Lines(start) {
+		lines.WriteString("Nov 22 07:44:33 host portsentry[1234]: " + line)
+	}
+	logwatch.Stdin = strings.NewReader(lines.String())
+	report, err := logwatch.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %v: apt-get install logwatch\n%s", logwatch, err, report)
+	}
+	for _, want := range []string{"TCP: ports: 13 15 17\n", "Advanced: ports: 13 17\n"} {
+		if !strings.Contains(string(report), want) {
+			t.Errorf("Logwatch does not report %q:\n%s", want, report)
+		}
+	}
+	if strings.Contains(string(report), "now active") {
+		t.Errorf("Logwatch does not know the line about the start:\n%s", report)
+	}
 }
