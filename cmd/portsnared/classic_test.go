@@ -191,3 +191,28 @@ func TestHostsDenyOfBothGenerations(t *testing.T) {
 		})
 	}
 }
+
+// A file of blocked sources that ends in the middle of a record, or goes on with
+// something else, is told of and mended. What it says before that counts.
+func TestDamagedBlockedFile(t *testing.T) {
+	const held = "\x02\x00\xc0\x00\x02\x01" // 192.0.2.1
+	for name, tt := range map[string]struct{ rest, said string }{
+		"torn record":    {"\x02\x00\xc0", "Unable to read address from blocked file: portsentry.blocked"},
+		"unknown family": {"\x63\x00\xc0\x00\x02\x01", "Unsupported address family: 99"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &scenario{sentry: newSentry(t)}
+			s.write(t, "portsentry.conf", commonConfig+portEleven+block+trueRoute)
+			s.write(t, "portsentry.blocked", held+tt.rest)
+			s.begin(t)
+			if got := s.daemon.Stderr.Lines(); len(got) == 0 || got[0] != tt.said {
+				t.Errorf("standard error has %q, want first %q", got, tt.said)
+			}
+			s.probe(t, "tcp", s.target.IPv4, 11)
+			s.alreadyBlocked(t, s.scanner.IPv4)
+			s.end(t)
+			s.holds(t, "portsentry.blocked", held)
+		})
+	}
+}

@@ -197,9 +197,6 @@ func withOptions(cfg conf.Config, o options) conf.Config {
 	return cfg
 }
 
-// warn logs warnings.
-func (d *daemon) warn(warnings ...conf.Warning) { logWarnings(d.log, warnings) }
-
 func logWarnings(log *logrus.Entry, warnings []conf.Warning) {
 	for _, w := range warnings {
 		entry := log.WithField("file", w.File)

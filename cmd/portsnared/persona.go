@@ -19,6 +19,7 @@ type persona struct {
 	log        *logrus.Entry
 	out, fault *printer // standard output, and where errors are printed
 
+	warn       func(warnings ...conf.Warning)                                    // of what may not mean what its author thinks
 	load       func() (conf.Config, error)                                       // the configuration, anew each time
 	loadIgnore func(paths ...string) (detector.PrefixSet, []conf.Warning, error) // whom to ignore
 	form       func(cfg conf.Config) portsentrylog.Form                          // of lines
@@ -36,6 +37,7 @@ func watch(o options, log *logrus.Entry, stdout io.Writer) error {
 	out := newPrinter(stdout)
 	p := persona{
 		log: log, out: out, fault: out,
+		warn:       func(warnings ...conf.Warning) { logWarnings(log, warnings) },
 		load:       func() (conf.Config, error) { return loadConfig(o, log) },
 		loadIgnore: conf.LoadIgnore,
 		form:       lineForm,

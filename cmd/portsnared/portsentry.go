@@ -138,6 +138,17 @@ func explainTo(w io.Writer, err error) {
 	}
 }
 
+// warn says what may not mean what its author thinks, in PortSentry's words, if it
+// has any, and in ours.
+func (v *voice) warn(warnings ...conf.Warning) {
+	for _, w := range warnings {
+		if w.Upstream != "" {
+			v.say(logline.Error, "%s", w.Upstream)
+		}
+		v.say(logline.Error, "%swarning: %v", v.prefix, w)
+	}
+}
+
 // sayError says what went wrong in PortSentry's words, if it has any, and in ours.
 func (v *voice) sayError(err error) {
 	if text := upstream(err); text != "" {

@@ -171,6 +171,7 @@ func (p *portSentry1) leaveOutTaken(cfg *conf.Config) bool {
 func (p *portSentry1) persona() persona {
 	return persona{
 		log:        p.logger(),
+		warn:       p.warn,
 		load:       func() (conf.Config, error) { return p.config.Config, nil },
 		loadIgnore: p.loadIgnore,
 		form: func(conf.Config) portsentrylog.Form {

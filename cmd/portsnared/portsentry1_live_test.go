@@ -395,6 +395,22 @@ func TestMissingIgnoreFileOfPortSentry1(t *testing.T) {
 	s.end(t)
 }
 
+func TestIgnoreFileWithABadLine(t *testing.T) {
+	t.Parallel()
+	s := newSentry1(t, "")
+	s.write(t, ignore1, "192.0.2.9/33\n192.0.2.1\n")
+	s.begin(t, "-tcp")
+	s.syslog.WaitLine(t, "]: adminalert: Invalid netmask in config file: 192.0.2.9/33  Ignoring entry.")
+	s.probe(t, "tcp", s.target.IPv4, 11) // is ignored
+	s.probe(t, "tcp", s.target.IPv6, 11)
+	s.syslog.WaitLine(t, "from host: 2001:db8::1/")
+	for _, text := range s.end(t) {
+		if strings.Contains(text, "192.0.2.1/") {
+			t.Errorf("it says %q about a source that the file ignores", text)
+		}
+	}
+}
+
 func TestSignalsOfPortSentry1(t *testing.T) {
 	t.Parallel()
 	s := newSentry1(t, "")

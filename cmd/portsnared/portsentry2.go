@@ -123,6 +123,7 @@ func (p *portSentry2) leave() int {
 func (p *portSentry2) persona() persona {
 	return persona{
 		log: p.logger(), out: p.out, fault: p.fault,
+		warn:         p.warn,
 		load:         p.load,
 		loadIgnore:   p.loadIgnore,
 		form:         p.form,
@@ -137,12 +138,12 @@ func (p *portSentry2) persona() persona {
 func (p *portSentry2) load() (conf.Config, error) {
 	first := !p.loaded
 	cfg, warnings, err := conf.LoadPortSentry2(p.line.ConfigFile, p.line.Mode)
-	for _, w := range warnings {
-		if first {
+	if first {
+		for _, w := range warnings {
 			fmt.Fprintf(p.stderr, "%s: warning: %v\n", portSentry, w)
-		} else {
-			p.say(logline.Error, "warning: %v", w)
 		}
+	} else {
+		p.warn(warnings...)
 	}
 	if err != nil {
 		return cfg, err
