@@ -43,7 +43,7 @@ func NewClient(conn grpc.ClientConnInterface) *Client {
 func (c *Client) Describe(ctx context.Context) (Description, error) {
 	answer, err := c.calls.Describe(ctx, &outputv1.DescribeRequest{})
 	if err != nil {
-		return Description{}, err
+		return Description{}, tame(err)
 	}
 	return toDescription(answer)
 }
@@ -62,7 +62,7 @@ func (c *Client) Configure(ctx context.Context, to Configuration) error {
 		Check:          to.Check,
 	})
 	if err != nil {
-		return err
+		return tame(err)
 	}
 	var faults Faults
 	for _, f := range answer.GetFaults()[:min(len(answer.GetFaults()), maxFaults)] {
@@ -113,7 +113,7 @@ func (c *Client) deliver(ctx context.Context, bootID string, events []*outputv1.
 		BootId: bootID, Events: events, LastSequence: last,
 	})
 	if err != nil {
-		return err
+		return tame(err)
 	}
 	first, through := events[0].GetSequence(), min(answer.GetAcceptedThrough(), last)
 	sum.Through = max(sum.Through, through)
@@ -144,7 +144,7 @@ func (c *Client) SetBans(ctx context.Context, bans []detector.Ban) ([]Result, er
 	defer cancel() // else a stream that is not read to its end stays open
 	stream, err := c.calls.SetBans(ctx)
 	if err != nil {
-		return nil, err
+		return nil, tame(err)
 	}
 	err = inParts(fromBans(bans), func(part []*outputv1.Ban) error {
 		return stream.Send(&outputv1.SetBansRequest{Bans: part})
@@ -158,7 +158,7 @@ func (c *Client) ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]
 	defer cancel()
 	stream, err := c.calls.ChangeBans(ctx)
 	if err != nil {
-		return nil, err
+		return nil, tame(err)
 	}
 	err = inParts(fromBans(add), func(part []*outputv1.Ban) error {
 		return stream.Send(&outputv1.ChangeBansRequest{Add: part})
@@ -177,10 +177,10 @@ func finish[M any](stream grpc.BidiStreamingClient[M, outputv1.BanResponse], sen
 	// EOF while sending says that the module has answered already: receiving
 	// tells what.
 	if sending != nil && !errors.Is(sending, io.EOF) {
-		return nil, sending
+		return nil, tame(sending)
 	}
 	if err := stream.CloseSend(); err != nil {
-		return nil, err
+		return nil, tame(err)
 	}
 	var results []Result
 	for {
@@ -189,7 +189,7 @@ func finish[M any](stream grpc.BidiStreamingClient[M, outputv1.BanResponse], sen
 			break
 		}
 		if err != nil {
-			return nil, err
+			return nil, tame(err)
 		}
 		if len(results)+len(m.GetResults()) > bans {
 			return nil, fmt.Errorf("the module answered %d bans with more results", bans)
@@ -211,7 +211,7 @@ func finish[M any](stream grpc.BidiStreamingClient[M, outputv1.BanResponse], sen
 // Flush has the module put away what it holds in memory.
 func (c *Client) Flush(ctx context.Context) error {
 	_, err := c.calls.Flush(ctx, &outputv1.FlushRequest{})
-	return err
+	return tame(err)
 }
 
 // WatchBans calls tell for each change, from one goroutine, until ctx or the
@@ -221,13 +221,16 @@ func (c *Client) WatchBans(ctx context.Context, tell func(BanChange) error) erro
 	defer cancel()
 	stream, err := c.calls.WatchBans(ctx, &outputv1.WatchBansRequest{})
 	if err != nil {
-		return err
+		return tame(err)
 	}
 	var change BanChange
 	for {
 		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return errors.New("the module has stopped watching bans")
+		}
 		if err != nil {
-			return err
+			return tame(err)
 		}
 		if err := errors.Join(appendBans(&change.Add, m.GetAdd()), appendBans(&change.Remove, m.GetRemove())); err != nil {
 			return err

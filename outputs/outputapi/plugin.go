@@ -27,10 +27,13 @@ func Plugins() plugin.PluginSet { return plugin.PluginSet{PluginName: &glue{}} }
 // DialOptions is for the host: go-plugin by itself lifts gRPC's limit, so that a
 // module could answer with any number of bytes.
 func DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithDefaultCallOptions(
-		grpc.MaxCallRecvMsgSize(outputv1.MaxMessage),
-		grpc.MaxCallSendMsgSize(outputv1.MaxMessage),
-	)}
+	return []grpc.DialOption{
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(outputv1.MaxMessage),
+			grpc.MaxCallSendMsgSize(outputv1.MaxMessage),
+		),
+		grpc.WithMaxHeaderListSize(64 << 10), // an error's text travels in a header
+	}
 }
 
 // glue registers a module with go-plugin's server, and makes a client of a

@@ -151,7 +151,13 @@ func guard(method string, f func() error) (err error) {
 			err = status.Error(codes.Internal, outputv1.Text(fmt.Sprint("the module panicked: ", p), maxFaultText))
 		}
 	}()
-	if err = f(); err == nil {
+	return tame(f())
+}
+
+// tame returns a module's error as a status whose text is short and harmless,
+// nil for nil.
+func tame(err error) error {
+	if err == nil {
 		return nil
 	}
 	s, ok := status.FromError(err)

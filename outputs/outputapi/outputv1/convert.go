@@ -281,7 +281,8 @@ func fromAddr(a netip.Addr) string {
 	if !a.IsValid() {
 		return ""
 	}
-	return Text(a.String(), maxName)
+	a = a.Unmap()
+	return a.WithZone(Text(a.Zone(), maxZone)).String()
 }
 
 func toAddrPort(field, addr string, port uint32) (netip.AddrPort, error) {

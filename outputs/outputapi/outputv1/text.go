@@ -13,6 +13,7 @@ const MaxMessage = 1 << 20
 // The most bytes of a text, as output.proto says for each field.
 const (
 	maxName = 64
+	maxZone = 15 // of an interface's name in Linux
 	maxHost = 255
 	maxText = 1024
 	maxAct  = 4096
