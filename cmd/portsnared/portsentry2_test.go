@@ -395,3 +395,160 @@ func TestPortSentryNeedsRoot(t *testing.T) {
 		})
 	}
 }
+
+// What PortSentry 2 says about itself between the first line and the ready line,
+// which scripts wait for.
+func TestStartOfPortSentry2(t *testing.T) {
+	const ready = "Portsentry is now active and listening."
+	for name, tt := range map[string]struct {
+		args, config   string
+		service        string // has TCP port 11 and UDP port 11
+		stdout, stderr []string
+	}{
+		"connect": {
+			args:   "--connect",
+			stdout: []string{"Listen on AF_INET6: TCP port: 11", "Listen on AF_INET6: TCP port: 111", "Listen on AF_INET6: UDP port: 11", ready},
+		},
+		"connect, ports in use": {
+			args: "--connect -v", service: "tcp",
+			stdout: []string{
+				"Binding AF_INET6 TCP 11 failed: Address already in use",
+				"Listen on AF_INET6: TCP port: 111", "Listen on AF_INET6: UDP port: 11", ready,
+			},
+			stderr: []string{"Could not bind TCP socket on port 11. Attempting to continue"},
+		},
+		"stealth": {stdout: []string{ready}},
+		"stealth, verbose": {
+			args: "-v -i eth0",
+			stdout: []string{
+				"Ignoring IP: 192.0.2.0/255.255.255.0", "Ignoring IP: 2001:db8::/ffff:ffff:ffff:ffff::",
+				"Ready Device: eth0 ...", "  inet4 addr: 192.0.2.2", "  inet6 addr: 2001:db8::2", "  inet6 addr: fe80::2", ready,
+			},
+			config: `IGNORE_FILE="portsentry.ignore"` + "\n",
+		},
+		"a device without an address": {
+			args:   "-i eth0 -i eth1",
+			stdout: []string{ready},
+			stderr: []string{"StartDevice: Device eth1 has no addresses, skipping"},
+		},
+		"raw": {args: "-m raw -v", stdout: []string{ready}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &scenario{sentry: newSentry(t)}
+			s.addBareDevice(t, "eth1")
+			if tt.service != "" {
+				s.target.Listen(t, tt.service, 11)
+			}
+			s.write(t, "portsentry.conf", `TCP_PORTS="11,111"`+"\n"+`UDP_PORTS="11"`+"\n"+tt.config)
+			s.write(t, "portsentry.ignore", "192.0.2.0/24\n2001:db8::/64\n")
+			s.begin(t, strings.Fields(tt.args)...)
+			s.end(t)
+			lines := s.daemon.Stdout.Lines()
+			said := lines[1 : slices.Index(lines, ready)+1]
+			if diff := gocmp.Diff(tt.stdout, said); diff != "" {
+				t.Errorf("standard output (-want +got)\n%s", diff)
+			}
+			if diff := gocmp.Diff(strings.Join(tt.stderr, "\n"), strings.Join(s.daemon.Stderr.Lines(), "\n")); diff != "" {
+				t.Errorf("standard error (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// addBareDevice adds a device without an address to the target.
+func (s *sentry) addBareDevice(t *testing.T, name string) {
+	t.Helper()
+	s.target.Run(t, "ip", "link", "add", name, "type", "veth", "peer", "name", name+"-peer")
+	s.target.Run(t, "ip", "link", "set", name, "addrgenmode", "none")
+	s.target.Run(t, "ip", "link", "set", name, "up")
+}
+
+// Where there is nothing to watch, no script waits for a line in vain.
+func TestPortSentry2WithNothingToWatch(t *testing.T) {
+	for name, tt := range map[string]struct {
+		args   string
+		stderr []string
+	}{
+		"all ports in use":  {"--connect", []string{"Could not bind TCP socket on port 11. Attempting to continue", "Could not bind UDP socket on port 11. Attempting to continue"}},
+		"no such interface": {"-i eth9", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSentry(t)
+			s.target.Listen(t, "tcp", 11)
+			s.target.Listen(t, "udp", 11)
+			s.write(t, "portsentry.conf", portEleven)
+			daemon := s.start(t, append(strings.Fields(tt.args), "-c", "portsentry.conf")...)
+			if err := daemon.Wait(t); err == nil || err.Error() != "exit status 1" {
+				t.Errorf("it ended with %v, want exit status 1", err)
+			}
+			lines := daemon.Stdout.Lines()
+			if len(lines) != 2 || lines[1] != "Portsentry is shutting down" {
+				t.Errorf("standard output has %q, want the first line and the last", lines)
+			}
+			got := daemon.Stderr.Lines()
+			if len(got) <= len(tt.stderr) || !slices.Equal(got[:len(tt.stderr)], tt.stderr) {
+				t.Errorf("standard error has %q, want first %q and then what to do", got, tt.stderr)
+			}
+		})
+	}
+}
+
+// A packet for a service is told of, and nothing else comes of it, unless -S says
+// that services do not matter.
+func TestServiceCheckOfPortSentry2(t *testing.T) {
+	for name, tt := range map[string]struct{ arg, want string }{
+		"checked":     {"--stealth", "Ignoring packet from 192.0.2.1 to destination port 11, a service is running"},
+		"not checked": {"-S", scanLine(netip.MustParseAddr("192.0.2.1"), "TCP", "11", "TCP SYN/Normal scan")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &scenario{sentry: newSentry(t)}
+			s.write(t, "portsentry.conf", portEleven)
+			s.target.Listen(t, "tcp", 11)
+			s.begin(t, tt.arg)
+			s.scan(t, "-sS")
+			s.daemon.Stdout.WaitLine(t, "192.0.2.1")
+			s.end(t)
+			lines := s.daemon.Stdout.Lines()
+			if got := lines[len(lines)-2]; got != tt.want || countLines(s.daemon.Stdout, "192.0.2.1") != 1 {
+				t.Errorf("standard output has %q, want %q once", lines, tt.want)
+			}
+		})
+	}
+}
+
+// The history of former runs stays, and whom they blocked is remembered; without
+// a file there is no memory.
+func TestRestartOfPortSentry2(t *testing.T) {
+	for name, tt := range map[string]struct {
+		config string
+		held   int // of four probes, to two runs
+	}{
+		"with a blocked file": {commonConfig, 3},
+		"without":             {`HISTORY_FILE="portsentry.history"` + "\n", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &scenario{sentry: newSentry(t)}
+			s.write(t, "portsentry.conf", tt.config+portEleven+block+trueRoute)
+			held := 0
+			for range 2 {
+				s.begin(t, "--connect")
+				for range 2 {
+					s.probe(t, "tcp", s.target.IPv4, 11)
+				}
+				waitLines(t, s.daemon.Stdout, 2, "blocked: [true]")
+				s.end(t)
+				held += countLines(s.daemon.Stdout, "is already blocked")
+			}
+			if held != tt.held {
+				t.Errorf("%d of four probes are of a blocked source, want %d", held, tt.held)
+			}
+			if got := strings.Count(s.read(t, "portsentry.history"), "\n"); got != 4 {
+				t.Errorf("the history has %d records, want 4", got)
+			}
+		})
+	}
+}
