@@ -110,7 +110,7 @@ add a block to /etc/portsnare/portsnare.toml,
 and then run:
 
   portsnare config check
-  systemctl reload portsnared
+  portsnare reload
 
 With --describe it prints as JSON what it is and needs.
 `, d.Name, d.Version, d.Summary, path, file, file)
