@@ -19,6 +19,8 @@ const (
 	ConfigReloaded               // a new configuration is in force
 	ServiceReached               // a packet was for a trap port that a service holds (Policy.TellServices)
 	AcceptFailed                 // a peer vanished before a trap knew it
+	BanBegan                     // a ban is in force that no probe led to
+	BanEnded                     // a ban has ended or was lifted
 )
 
 // An Event is a probe plus everything decided about it, or a fact about the
@@ -41,6 +43,8 @@ type Event struct {
 	// Host is the resolved name of the source, which its owner chose: never
 	// take an address from it. Empty when it is not known.
 	Host string
+
+	Ban *Ban // that began or ended (BanBegan, BanEnded); nobody changes it
 
 	Lost   uint64 // packets or events lost since the last such event (PacketsLost)
 	Reason string // why, in a sentence; empty when the rest says it all

@@ -1,7 +1,11 @@
 package outputs
 
 import (
+	"cmp"
 	"context"
+	"maps"
+	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +37,8 @@ const (
 
 // A Dispatcher takes decisions from capture, makes bans effective, and hands
 // the finished events to every output. Capture never waits for it: what does
-// not fit into its bounded queues is dropped, oldest first, and counted.
+// not fit into its bounded queues is dropped, oldest first, and counted; but of
+// each source the first decision with a ban is kept.
 type Dispatcher struct {
 	enforcer *enforcer
 	naming   *names.Stage // nil: sources have no names
@@ -42,6 +47,10 @@ type Dispatcher struct {
 	numbering sync.Mutex // held from giving a number to queueing it
 	sequence  uint64     // of the event queued last; guarded by numbering
 	queue     *queue[detector.Decision]
+
+	// saved are the decisions with a ban that had to leave the full queue, the
+	// first of each source. Guarded by numbering.
+	saved map[netip.Prefix]detector.Decision
 }
 
 // Named is an output and the name that logs and counters give it.
@@ -54,7 +63,10 @@ type Named struct {
 // events to the given outputs, after naming has found out the names of their
 // sources; it may be nil. The dispatcher does nothing until Run.
 func NewDispatcher(log *logrus.Entry, e Enforcement, naming *names.Stage, events []Named) *Dispatcher {
-	d := &Dispatcher{enforcer: newEnforcer(e, log), naming: naming, queue: newQueue[detector.Decision]()}
+	d := &Dispatcher{
+		enforcer: newEnforcer(e, log), naming: naming, queue: newQueue[detector.Decision](),
+		saved: make(map[netip.Prefix]detector.Decision),
+	}
 	for _, o := range events {
 		d.out = append(d.out, &lane{
 			name: o.Name, output: o.Output, queue: newQueue[detector.Event](),
@@ -74,7 +86,36 @@ func (d *Dispatcher) Submit(decision detector.Decision) {
 	defer d.numbering.Unlock()
 	d.sequence++
 	decision.Event.Sequence = d.sequence
-	d.queue.push(&decision)
+	if oldest, full := d.queue.push(&decision); full {
+		d.saveLocked(&oldest)
+	}
+}
+
+// saveLocked keeps a decision that was dropped if it has a ban and its source has
+// no other that is kept. The caller holds numbering.
+func (d *Dispatcher) saveLocked(dropped *detector.Decision) {
+	if dropped.Ban == nil || len(d.saved) >= queueLimit {
+		return
+	}
+	if _, known := d.saved[dropped.Ban.Source]; known {
+		return
+	}
+	d.saved[dropped.Ban.Source] = *dropped
+	d.queue.dropped.Add(^uint64(0)) // it was not, after all
+}
+
+// takeSaved removes what was saved, in the order of its events.
+func (d *Dispatcher) takeSaved() []detector.Decision {
+	d.numbering.Lock()
+	defer d.numbering.Unlock()
+	if len(d.saved) == 0 {
+		return nil
+	}
+	saved := slices.SortedFunc(maps.Values(d.saved), func(a, b detector.Decision) int {
+		return cmp.Compare(a.Event.Sequence, b.Event.Sequence)
+	})
+	clear(d.saved)
+	return saved
 }
 
 // Tell reports an event that came from no probe.
@@ -125,6 +166,9 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	for _, l := range d.out {
 		lanes.Go(func() { l.run(drain) })
 	}
+	if d.enforcer.Bans != nil {
+		lanes.Go(func() { d.expire(ctx) })
+	}
 	if d.naming == nil {
 		d.settle(banning, d.deliver)
 	} else {
@@ -140,6 +184,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 func (d *Dispatcher) settle(ctx context.Context, deliver func([]detector.Event)) {
 	batch := make([]detector.Decision, 0, batchLimit)
 	for d.queue.pop(&batch) {
+		d.enforcer.settle(ctx, d.takeSaved(), deliver)
 		d.enforcer.settle(ctx, batch, deliver)
 	}
 }
@@ -151,6 +196,55 @@ func (d *Dispatcher) settleAndName(ctx, banning context.Context) {
 	d.settle(banning, d.naming.Push)
 	d.naming.Close()
 	named.Wait()
+}
+
+// Ban puts a ban in force that was decided elsewhere, by the operator or another
+// program, and returns it as it is then. An error wraps a *[SparedError], or one of
+// [detector.Bans.Impose]; or it says why no output has done it.
+func (d *Dispatcher) Ban(ctx context.Context, ban detector.Ban) (detector.Ban, error) {
+	ban, result, err := d.enforcer.impose(ctx, ban)
+	if err == nil {
+		err = result.Err
+	}
+	if err == nil {
+		d.tellOfBan(detector.BanBegan, ban)
+	}
+	return ban, err
+}
+
+// Unban lifts the bans of prefix and of everything inside it, for good: its
+// offences are forgotten, and for a while the policy does not ban it again. It
+// returns the bans that there were.
+func (d *Dispatcher) Unban(ctx context.Context, prefix netip.Prefix) ([]detector.Ban, error) {
+	bans, err := d.enforcer.pardon(ctx, prefix)
+	for _, ban := range bans {
+		d.tellOfBan(detector.BanEnded, ban)
+	}
+	return bans, err
+}
+
+// expireInterval is how often bans are ended whose time has come.
+const expireInterval = time.Second
+
+// expire ends bans until ctx ends.
+func (d *Dispatcher) expire(ctx context.Context) {
+	tick := time.NewTicker(expireInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		bans, _ := d.enforcer.expire(ctx) // there are bans, or we would not be here
+		for _, ban := range bans {
+			d.tellOfBan(detector.BanEnded, ban)
+		}
+	}
+}
+
+func (d *Dispatcher) tellOfBan(action detector.Action, ban detector.Ban) {
+	d.Tell(detector.Event{At: time.Now(), Action: action, Ban: &ban})
 }
 
 // deliver queues finished events for every output.

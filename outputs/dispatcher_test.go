@@ -67,7 +67,7 @@ type fakeBans struct {
 	got []detector.Ban
 }
 
-func (f *fakeBans) Ban(ctx context.Context, bans []detector.Ban) ([]Result, error) {
+func (f *fakeBans) ChangeBans(ctx context.Context, bans, _ []detector.Ban) ([]Result, error) {
 	f.got = append(f.got, bans...)
 	if errors.Is(f.err, context.DeadlineExceeded) {
 		<-ctx.Done() // never answers in time
@@ -233,9 +233,9 @@ func TestDispatcherTellsTheTruthAboutBlocked(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var bans []BanOutput
+				var bans []NamedBans
 				for _, b := range test.outputs {
-					bans = append(bans, b)
+					bans = append(bans, NamedBans{"fake", b})
 				}
 				o := new(fakeOutput)
 				d := NewDispatcher(quiet(), Enforcement{Outputs: bans}, nil, []Named{{"o", o}})
@@ -302,7 +302,7 @@ func (f outputFunc) Deliver(_ context.Context, events []detector.Event) error {
 // patient is a ban output that works until it is told to stop.
 type patient struct{}
 
-func (patient) Ban(ctx context.Context, _ []detector.Ban) ([]Result, error) {
+func (patient) ChangeBans(ctx context.Context, _, _ []detector.Ban) ([]Result, error) {
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
@@ -312,7 +312,7 @@ func (patient) Ban(ctx context.Context, _ []detector.Ban) ([]Result, error) {
 func TestDispatcherStopsWithABanUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := new(fakeOutput)
-		d := NewDispatcher(quiet(), Enforcement{Outputs: []BanOutput{patient{}}, Deadline: time.Hour}, nil, []Named{{"o", o}})
+		d := NewDispatcher(quiet(), Enforcement{Outputs: []NamedBans{{"patient", patient{}}}, Deadline: time.Hour}, nil, []Named{{"o", o}})
 		stop := start(t, d)
 		d.Submit(scan("192.0.2.1", true))
 		synctest.Wait()

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -37,15 +39,25 @@ func (l *fakeLedger) Add(ev *detector.Event) error {
 // journal is a ban output that fails for some sources and writes down, in turn
 // with the events that are delivered, what it is asked for.
 type journal struct {
-	fails map[string]bool
-	lines []string
+	fails    map[string]bool
+	prefixes bool // write down prefixes instead of addresses
+	lines    []string
 }
 
-func (j *journal) Ban(_ context.Context, bans []detector.Ban) ([]Result, error) {
+func (j *journal) ChangeBans(_ context.Context, add, remove []detector.Ban) ([]Result, error) {
 	var asked []string
 	var results []Result
-	for _, ban := range bans {
+	for _, ban := range remove {
+		j.lines = append(j.lines, "lift "+ban.Source.String())
+	}
+	if len(add) == 0 {
+		return nil, nil
+	}
+	for _, ban := range add {
 		source := ban.Source.Addr().String()
+		if j.prefixes {
+			source = ban.Source.String()
+		}
 		asked = append(asked, source)
 		r := Result{Acts: []detector.Act{{Kind: detector.ActRoute, Text: "route " + source}}}
 		if j.fails[source] {
@@ -194,7 +206,7 @@ func TestSettle(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			j := &journal{fails: map[string]bool{test.fails: true}}
-			test.enforcement.Outputs = []BanOutput{j}
+			test.enforcement.Outputs = []NamedBans{{"journal", j}}
 			e := newEnforcer(test.enforcement, quiet())
 			e.settle(t.Context(), test.batch, j.deliver)
 			if diff := cmp.Diff(test.want, j.lines); diff != "" {
@@ -210,13 +222,13 @@ func TestSettle(t *testing.T) {
 // badCount answers for another number of bans than it was told.
 type badCount struct{ fakeBans }
 
-func (badCount) Ban(context.Context, []detector.Ban) ([]Result, error) {
+func (badCount) ChangeBans(context.Context, []detector.Ban, []detector.Ban) ([]Result, error) {
 	return make([]Result, 3), nil
 }
 
 func TestSettleBelievesNoWrongCount(t *testing.T) {
 	j := new(journal)
-	e := newEnforcer(Enforcement{Outputs: []BanOutput{new(badCount)}}, quiet())
+	e := newEnforcer(Enforcement{Outputs: []NamedBans{{"bad", new(badCount)}}}, quiet())
 	e.settle(t.Context(), []detector.Decision{scan("192.0.2.1", true)}, j.deliver)
 	if diff := cmp.Diff([]string{"event 192.0.2.1 blocked false"}, j.lines); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -224,4 +236,149 @@ func TestSettleBelievesNoWrongCount(t *testing.T) {
 	if got, want := e.snapshot(), (EnforcementStats{Failed: 1}); got != want {
 		t.Errorf("counted %+v, want %+v", got, want)
 	}
+}
+
+func TestSettleWithBans(t *testing.T) {
+	const a, b, neighbour = "2001:db8::1", "192.0.2.2", "2001:db8::2"
+	tests := map[string]struct {
+		policy detector.BanPolicy
+		before func(*detector.Bans)
+		dryRun bool
+		fails  string
+		batch  []detector.Decision
+		want   []string
+		stats  EnforcementStats
+	}{
+		"a source is banned once, with its neighbours": {
+			batch: []detector.Decision{scan(a, true), scan(neighbour, true), scan(a, true)},
+			want: []string{
+				"ban 2001:db8::/64",
+				"event 2001:db8::1 blocked true, route 2001:db8::/64",
+				"event 2001:db8::2 blocked true held",
+				"event 2001:db8::1 blocked true held",
+			},
+			stats: EnforcementStats{Banned: 1, Held: 2},
+		},
+		"who is banned is not banned again": {
+			before: func(bans *detector.Bans) {
+				ban, _ := bans.Want(detector.Ban{Source: netip.MustParsePrefix(b + "/32")}, time.Now())
+				bans.Confirm(ban.Source, time.Now())
+			},
+			batch: []detector.Decision{scan(b, true)},
+			want:  []string{"event 192.0.2.2 blocked true held"},
+			stats: EnforcementStats{Held: 1},
+		},
+		"a ban that failed is none": {
+			fails: "192.0.2.2/32",
+			batch: []detector.Decision{scan(b, true)},
+			want:  []string{"ban 192.0.2.2/32", "event 192.0.2.2 blocked false, route 192.0.2.2/32"},
+			stats: EnforcementStats{Failed: 1},
+		},
+		"above the cap there is a report and no ban": {
+			policy: detector.BanPolicy{MaxPerMinute: 1},
+			batch:  []detector.Decision{scan(a, true), scan(b, true)},
+			want: []string{
+				"ban 2001:db8::/64",
+				"event 2001:db8::1 blocked true, route 2001:db8::/64",
+				"event 192.0.2.2 blocked false, not banned: too many new bans in a minute (at most 1)",
+			},
+			stats: EnforcementStats{Banned: 1, Refused: 1},
+		},
+		"a dry run bans nobody and says whom it would": {
+			policy: detector.BanPolicy{For: detector.Forever},
+			dryRun: true,
+			batch:  []detector.Decision{scan(b, true)},
+			want:   []string{"event 192.0.2.2 blocked false, dry run: 192.0.2.2/32 would be banned until it is lifted"},
+			stats:  EnforcementStats{Banned: 1},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			j := &journal{fails: map[string]bool{test.fails: true}, prefixes: true}
+			bans := detector.NewBans(test.policy)
+			if test.before != nil {
+				test.before(bans)
+			}
+			e := newEnforcer(Enforcement{Outputs: []NamedBans{{"journal", j}}, Bans: bans, DryRun: test.dryRun}, quiet())
+			e.settle(t.Context(), test.batch, j.deliver)
+			if diff := cmp.Diff(test.want, j.lines); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			if got := e.snapshot(); got != test.stats {
+				t.Errorf("counted %+v, want %+v", got, test.stats)
+			}
+		})
+	}
+}
+
+// Bans begin and end by order of the operator and by themselves, in every output
+// and in what is told of them.
+func TestBansBeginAndEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := &journal{prefixes: true}
+		told := outputFunc(func(events []detector.Event) {
+			for i := range events {
+				j.lines = append(j.lines, fmt.Sprintf("told %d %v", events[i].Action, events[i].Ban.Source))
+			}
+		})
+		spared := func(source netip.Prefix) (string, bool) {
+			return "gateway", source.Contains(netip.MustParseAddr("192.0.2.254"))
+		}
+		d := NewDispatcher(quiet(), Enforcement{
+			Outputs: []NamedBans{{"journal", j}}, Bans: detector.NewBans(detector.BanPolicy{}), Spared: spared,
+		}, nil, []Named{{"told", told}})
+		stop := start(t, d)
+		defer stop()
+
+		ban := func(source string, lasts time.Duration) error {
+			_, err := d.Ban(t.Context(), detector.Ban{Source: netip.MustParsePrefix(source), Until: time.Now().Add(lasts)})
+			synctest.Wait()
+			return err
+		}
+		if err := ban("192.0.2.1/32", time.Minute); err != nil {
+			t.Error(err)
+		}
+		if err := ban("198.51.100.0/24", time.Hour); err != nil {
+			t.Error(err)
+		}
+		if err := ban("192.0.2.0/24", time.Hour); !errors.As(err, new(*SparedError)) {
+			t.Errorf("ban of a gateway's network: %v, want a SparedError", err)
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if _, err := d.Unban(t.Context(), netip.MustParsePrefix("198.51.100.0/24")); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		want := []string{
+			"ban 192.0.2.1/32", fmt.Sprintf("told %d 192.0.2.1/32", detector.BanBegan),
+			"ban 198.51.100.0/24", fmt.Sprintf("told %d 198.51.100.0/24", detector.BanBegan),
+			"lift 192.0.2.1/32", fmt.Sprintf("told %d 192.0.2.1/32", detector.BanEnded),
+			"lift 198.51.100.0/24", fmt.Sprintf("told %d 198.51.100.0/24", detector.BanEnded),
+		}
+		if diff := cmp.Diff(want, j.lines); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+	})
+}
+
+// What had to leave a full queue is banned all the same, once for each source.
+func TestFullQueueLosesNoBan(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		j := new(journal)
+		d := NewDispatcher(quiet(), Enforcement{Outputs: []NamedBans{{"journal", j}}, Ledger: newLedger()}, nil, nil)
+		d.Submit(scan("192.0.2.1", true))
+		d.Submit(scan("192.0.2.1", true))
+		d.Submit(scan("192.0.2.2", true))
+		for range queueLimit {
+			d.Submit(report)
+		}
+		start(t, d)()
+		if diff := cmp.Diff([]string{"ban 192.0.2.1 192.0.2.2"}, j.lines); diff != "" {
+			t.Errorf("(-want +got)\n%s", diff)
+		}
+		if got := d.Stats().Dropped; got != 1 {
+			t.Errorf("%d events are counted as dropped, want 1", got)
+		}
+	})
 }

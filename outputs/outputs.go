@@ -6,6 +6,7 @@ package outputs
 import (
 	"context"
 	"errors"
+	"net/netip"
 
 	"github.com/portsnare/portsnare/detector"
 )
@@ -18,11 +19,13 @@ type Output interface {
 	Deliver(ctx context.Context, events []detector.Event) error
 }
 
-// A BanOutput makes bans effective. Ban returns what came of each, in their
-// order; no results and no error say that all are in force. After an error none
-// is known to be. The slice is the dispatcher's: an output must not keep it.
+// A BanOutput makes bans effective. ChangeBans returns what came of each ban in
+// add, in that order; no results and no error say that all are in force. After an
+// error none is known to be. What is in force already is no error, and neither is
+// the removal of what is not. The slices are the dispatcher's: an output must not
+// keep them.
 type BanOutput interface {
-	Ban(ctx context.Context, bans []detector.Ban) ([]Result, error)
+	ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]Result, error)
 }
 
 // A Result is what an output made of one ban.
@@ -33,8 +36,17 @@ type Result struct {
 
 var (
 	errNoOutput = errors.New("no output bans")
-	errResults  = errors.New("the output answered for another number of bans")
+	errResults  = errors.New("answered for another number of bans")
+	errNoBans   = errors.New("bans are off, or kept in PortSentry's file of blocked sources")
 )
+
+// A SparedError says that a source must never be banned.
+type SparedError struct {
+	Source netip.Prefix
+	Why    string // such as "gateway"
+}
+
+func (e *SparedError) Error() string { return e.Source.String() + " is never banned: " + e.Why }
 
 // An Appender takes a batch of records, each with its newline. After an error
 // it has taken none of them.

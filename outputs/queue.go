@@ -28,12 +28,14 @@ func newQueue[T any]() *queue[T] {
 	return q
 }
 
-// push appends a copy of *item; after close it drops it.
-func (q *queue[T]) push(item *T) {
+// push appends a copy of *item; after close it drops it. It returns the oldest
+// item if that had to make room.
+func (q *queue[T]) push(item *T) (oldest T, full bool) {
 	q.mu.Lock()
-	q.pushLocked(item)
+	oldest, full = q.pushLocked(item)
 	q.mu.Unlock()
 	q.ready.Signal()
+	return oldest, full
 }
 
 // pushAll appends copies of items.
@@ -46,18 +48,20 @@ func (q *queue[T]) pushAll(items []T) {
 	q.ready.Signal()
 }
 
-func (q *queue[T]) pushLocked(item *T) {
+func (q *queue[T]) pushLocked(item *T) (oldest T, full bool) {
 	if q.done {
 		q.dropped.Add(1)
-		return
+		return oldest, false
 	}
 	if q.n == len(q.items) && !q.growLocked() {
+		oldest, full = q.items[q.head], true
 		q.head = (q.head + 1) & (len(q.items) - 1)
 		q.n--
 		q.dropped.Add(1)
 	}
 	q.items[(q.head+q.n)&(len(q.items)-1)] = *item
 	q.n++
+	return oldest, full
 }
 
 // growLocked doubles the ring and reports whether it could.

@@ -36,7 +36,8 @@ func (d *daemon) newEnforcement() (outputs.Enforcement, error) {
 		return e, fmt.Errorf("find out who must never be banned: %w", err)
 	}
 	e.Spared = d.guard.Spared
-	e.Outputs = []outputs.BanOutput{newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))}
+	classic := newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))
+	e.Outputs = []outputs.NamedBans{{Name: "classic", Output: classic}}
 	e.OneByOne = true // commands take their time
 	e.Deadline = 4 * runcmd.DefaultTimeout
 	return e, nil

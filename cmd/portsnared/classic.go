@@ -48,12 +48,12 @@ func newClassicBans(cfg conf.Config, create bool, mode func(*detector.Probe) run
 	}
 }
 
-// Ban acts on each ban in turn. A ban is in force if any act succeeded, as it is
-// to PortSentry.
-func (c *classicBans) Ban(ctx context.Context, bans []detector.Ban) ([]outputs.Result, error) {
-	results := make([]outputs.Result, len(bans))
-	for i := range bans {
-		results[i] = c.ban(ctx, &bans[i])
+// ChangeBans acts on each ban in turn. A ban is in force if any act succeeded, as
+// it is to PortSentry, which lifts none.
+func (c *classicBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) ([]outputs.Result, error) {
+	results := make([]outputs.Result, len(add))
+	for i := range add {
+		results[i] = c.ban(ctx, &add[i])
 	}
 	return results, nil
 }
