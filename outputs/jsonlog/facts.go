@@ -38,6 +38,12 @@ func factsOf(ev *detector.Event) facts {
 	case detector.AcceptFailed:
 		f.category, f.dataset = `"network"`, "portsnare.scan"
 		f.action, f.message = "accept-failed", "a peer vanished before a trap had accepted its connection"
+	case detector.BanBegan:
+		f.category, f.eventType, f.dataset = `"intrusion_detection","network"`, "denied", "portsnare.ban"
+		f.action, f.message = "ban-began", "a source is banned"
+	case detector.BanEnded:
+		f.category, f.eventType, f.dataset = `"intrusion_detection","network"`, "allowed", "portsnare.ban"
+		f.action, f.message = "ban-ended", "a source is no longer banned"
 	case detector.DaemonStarted:
 		f.eventType = "start"
 		f.action, f.message = "daemon-started", "Portsnare is watching"

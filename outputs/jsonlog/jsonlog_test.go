@@ -86,6 +86,10 @@ var goldenEvents = []detector.Event{
 	}),
 	{At: at, Sequence: 5, Action: detector.ServiceReached},
 	{At: at, Sequence: 6, Action: detector.AcceptFailed, Reason: "accept failed 103: software caused connection abort"},
+	{At: at, Sequence: 7, Action: detector.BanBegan, Ban: &detector.Ban{
+		Source: netip.MustParsePrefix("203.0.113.0/24"), Until: at.Add(time.Hour), Origin: "operator", Reason: "too \"loud\"",
+	}},
+	{At: at, Sequence: 8, Action: detector.BanEnded, Ban: &detector.Ban{Source: netip.MustParsePrefix("2001:db8::/64"), Origin: "portsnare"}},
 	{At: at, Sequence: 1, Action: detector.DaemonStarted},
 	{At: at, Sequence: 2, Action: detector.PacketsLost, Lost: 1234, Reason: "the kernel's buffer was full"},
 	{At: at, Sequence: 3, Action: detector.ConfigReloaded},

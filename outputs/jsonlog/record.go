@@ -3,6 +3,7 @@ package jsonlog
 import (
 	"net/netip"
 	"strconv"
+	"time"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/parsers/logline"
@@ -230,6 +231,26 @@ func (w *Writer) appendDaemonEvent(dst []byte, ev *detector.Event) []byte {
 	if ev.Action == detector.PacketsLost {
 		dst = append(dst, `,"lost":`...)
 		dst = strconv.AppendUint(dst, ev.Lost, 10)
+	}
+	if ev.Ban != nil {
+		dst = appendBan(dst, ev.Ban)
+	}
+	return append(dst, '}')
+}
+
+// appendBan appends what is known of a ban.
+func appendBan(dst []byte, ban *detector.Ban) []byte {
+	dst = append(dst, `,"ban":{"source":"`...)
+	dst = ban.Source.AppendTo(dst)
+	dst = append(dst, `","origin":"`...)
+	dst = appendText(dst, ban.Origin)
+	dst = append(dst, `","reason":"`...)
+	dst = appendText(dst, ban.Reason)
+	dst = append(dst, '"')
+	if !ban.Until.IsZero() {
+		dst = append(dst, `,"until":"`...)
+		dst = ban.Until.UTC().AppendFormat(dst, time.RFC3339)
+		dst = append(dst, '"')
 	}
 	return append(dst, '}')
 }
