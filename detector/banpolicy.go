@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Forever, as the length of a ban, means until somebody lifts it.
+// Forever is the length of a ban that lasts until somebody lifts it.
 const Forever = time.Duration(math.MaxInt64)
 
 // What a [BanPolicy] means where it says nothing.

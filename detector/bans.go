@@ -90,9 +90,10 @@ func (b *Bans) Want(ban Ban, now time.Time) (Ban, error) {
 		b.stats.RefusedTooManyNew++
 		return Ban{}, b.refusals.tooManyNew
 	}
-	offences := min(b.sources.get(source).offencesAt(now, b.policy.Memory)+1, maxOffences)
+	s := b.sources.get(source)
+	offences := min(s.offencesAt(now, b.policy.Memory)+1, maxOffences)
 	ban.Source, ban.Until = source, b.policy.until(now, offences)
-	b.wantLocked(ban, offences)
+	b.wantLocked(s, ban, offences)
 	return ban, nil
 }
 
@@ -145,7 +146,7 @@ func (b *Bans) Impose(ban Ban, now time.Time) (Ban, error) {
 	if err := b.roomLocked(ban.Source); err != nil {
 		return Ban{}, err
 	}
-	b.wantLocked(ban, 0)
+	b.wantLocked(b.sources.get(ban.Source), ban, 0)
 	return ban, nil
 }
 
@@ -163,9 +164,8 @@ func (b *Bans) roomLocked(source netip.Prefix) error {
 }
 
 // wantLocked notes that outputs are told of ban. If it is for an offence, it
-// makes so many of its source.
-func (b *Bans) wantLocked(ban Ban, offences int) {
-	s := b.sources.get(ban.Source)
+// makes so many of its source s.
+func (b *Bans) wantLocked(s *banSource, ban Ban, offences int) {
 	s.wanted, s.wantedFor = &ban, offences
 	b.sources.file(s, b.policy.Memory)
 }
@@ -189,6 +189,7 @@ func (b *Bans) Confirm(source netip.Prefix, now time.Time) bool {
 	}
 	b.stats.Confirmed++
 	b.changedLocked(s)
+	b.forgetLocked()
 	return true
 }
 
@@ -246,28 +247,38 @@ func (b *Bans) Expire(now time.Time) []Ban {
 func (b *Bans) Lift(prefix netip.Prefix, now time.Time) []Ban {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	named, err := b.policy.source(prefix)
+	if err != nil {
+		return nil
+	}
 	var lifted []Ban
-	for _, s := range b.insideLocked(prefix) {
+	for _, s := range b.sources.inside(named) {
 		if s.banned() {
 			lifted = append(lifted, b.liftLocked(s, now))
+			b.changedLocked(s)
 		}
 	}
 	return lifted
 }
 
 // Pardon is what the operator's unban does: it lifts as Lift does, forgets the
-// offences, and gives every source that was banned, and the one that is named,
-// the policy's grace.
+// offences, and gives every source that was banned the policy's grace; one that
+// is named, as a host is, has it also if it was not banned.
 func (b *Bans) Pardon(prefix netip.Prefix, now time.Time) []Ban {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	named, err := b.policy.source(prefix)
-	if err == nil && b.policy.isSource(named) {
-		b.sources.get(named) // so that it is found inside, known or not
+	if err != nil {
+		return nil
+	}
+	inside := b.sources.inside(named)
+	single := b.policy.isSource(named)
+	if single && b.sources.all[named] == nil {
+		inside = append(inside, b.sources.get(named)) // its grace is for a ban that may be about to come
 	}
 	var lifted []Ban
-	for _, s := range b.insideLocked(prefix) {
-		graced := s.prefix == named
+	for _, s := range inside {
+		graced := single && s.prefix == named
 		if s.banned() {
 			lifted = append(lifted, b.liftLocked(s, now))
 			graced = true
@@ -278,27 +289,18 @@ func (b *Bans) Pardon(prefix netip.Prefix, now time.Time) []Ban {
 		}
 		b.changedLocked(s)
 	}
+	b.forgetLocked()
 	return lifted
 }
 
-// insideLocked returns what is known of prefix and of everything inside it, by
-// source.
-func (b *Bans) insideLocked(prefix netip.Prefix) []*banSource {
-	prefix, err := b.policy.source(prefix)
-	if err != nil {
-		return nil
-	}
-	return b.sources.inside(prefix)
-}
-
-// liftLocked ends the ban of s and returns it. Offences fade from now on.
+// liftLocked ends the ban of s and returns it. Offences fade from now on. The
+// caller has to file s.
 func (b *Bans) liftLocked(s *banSource, now time.Time) Ban {
 	ban := s.end(now)
 	if s.since.After(now) {
 		s.since = now
 	}
 	b.stats.Lifted++
-	b.changedLocked(s)
 	return ban
 }
 
@@ -306,7 +308,6 @@ func (b *Bans) liftLocked(s *banSource, now time.Time) Ban {
 func (b *Bans) changedLocked(s *banSource) {
 	b.sources.file(s, b.policy.Memory)
 	b.feed.note(s.prefix)
-	b.forgetLocked()
 }
 
 // forgetLocked has what ends first go where too much is remembered.

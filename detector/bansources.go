@@ -138,16 +138,13 @@ func newSourceTable() sourceTable {
 	return t
 }
 
-// get returns the source of a prefix, which is new if need be. A new one has to
-// be filed.
+// get returns the source of a prefix. A new one is not in the table until it is
+// filed.
 func (t *sourceTable) get(prefix netip.Prefix) *banSource {
-	s := t.all[prefix]
-	if s == nil {
-		s = &banSource{prefix: prefix}
-		t.all[prefix] = s
-		t.lengthsOf(prefix).add(prefix.Bits(), 1)
+	if s := t.all[prefix]; s != nil {
+		return s
 	}
-	return s
+	return &banSource{prefix: prefix}
 }
 
 // file puts s where its deadlines belong, or forgets it if it has none.
@@ -156,7 +153,12 @@ func (t *sourceTable) file(s *banSource, memory time.Duration) {
 		at, exists := s.deadline(deadline(d), memory)
 		t.queues[d].put(s, at, exists)
 	}
-	if s.slot == [deadlines]int{} {
+	known, listed := s.slot != [deadlines]int{}, t.all[s.prefix] == s
+	switch {
+	case known && !listed:
+		t.all[s.prefix] = s
+		t.lengthsOf(s.prefix).add(s.prefix.Bits(), 1)
+	case !known && listed:
 		delete(t.all, s.prefix)
 		t.lengthsOf(s.prefix).add(s.prefix.Bits(), -1)
 	}
@@ -267,8 +269,13 @@ func (q *deadlineQueue) put(s *banSource, at time.Time, exists bool) {
 // Len, Less, Swap, Push and Pop implement [heap.Interface].
 func (q *deadlineQueue) Len() int { return len(q.items) }
 
+// Less breaks ties by prefix, so that the same steps always have the same outcome.
 func (q *deadlineQueue) Less(i, j int) bool {
-	return endsBefore(q.items[i].at[q.deadline], q.items[j].at[q.deadline])
+	a, b := q.items[i], q.items[j]
+	if at, other := a.at[q.deadline], b.at[q.deadline]; !at.Equal(other) {
+		return endsBefore(at, other)
+	}
+	return a.prefix.Compare(b.prefix) < 0
 }
 
 func (q *deadlineQueue) Swap(i, j int) {
