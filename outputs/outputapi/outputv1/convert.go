@@ -18,7 +18,7 @@ var ErrUnknownAction = errors.New("unknown action")
 
 // FromEvent returns the message for an event. It keeps no reference into it.
 func FromEvent(ev *detector.Event) *Event {
-	return &Event{
+	m := &Event{
 		At:        fromTime(ev.At),
 		Sequence:  ev.Sequence,
 		Action:    toWire(actions, ev.Action),
@@ -33,24 +33,36 @@ func FromEvent(ev *detector.Event) *Event {
 		Lost:      ev.Lost,
 		Reason:    Text(ev.Reason, maxText),
 	}
+	if ev.Ban != nil {
+		m.Ban = FromBan(ev.Ban)
+	}
+	return m
 }
 
 // ToEvent returns the event of a message. The error is [ErrUnknownAction], or
 // names the field that breaks the protocol.
 func ToEvent(m *Event) (detector.Event, error) {
+	ev, err := toEvent(m)
+	if err != nil {
+		return detector.Event{}, fmt.Errorf("event %d: %w", m.GetSequence(), err)
+	}
+	return ev, nil
+}
+
+func toEvent(m *Event) (detector.Event, error) {
 	action, ok := fromWire[detector.Action](actions, m.GetAction())
 	if !ok {
-		return detector.Event{}, fmt.Errorf("event %d: %w %d", m.GetSequence(), ErrUnknownAction, m.GetAction())
+		return detector.Event{}, fmt.Errorf("%w %d", ErrUnknownAction, m.GetAction())
 	}
 	at, err := toTime("at", m.GetAt())
 	if err != nil {
-		return detector.Event{}, fmt.Errorf("event %d: %w", m.GetSequence(), err)
+		return detector.Event{}, err
 	}
 	probe, err := ToProbe(m.GetProbe())
 	if err != nil {
-		return detector.Event{}, fmt.Errorf("event %d: %w", m.GetSequence(), err)
+		return detector.Event{}, err
 	}
-	return detector.Event{
+	ev := detector.Event{
 		At:        at,
 		Sequence:  m.GetSequence(),
 		Action:    action,
@@ -64,7 +76,15 @@ func ToEvent(m *Event) (detector.Event, error) {
 		Host:      Text(m.GetHost(), maxHost),
 		Lost:      m.GetLost(),
 		Reason:    Text(m.GetReason(), maxText),
-	}, nil
+	}
+	if m.GetBan() != nil {
+		ban, err := ToBan(m.GetBan())
+		if err != nil {
+			return detector.Event{}, err
+		}
+		ev.Ban = &ban
+	}
+	return ev, nil
 }
 
 // FromBan returns the message for a ban.

@@ -53,6 +53,10 @@ func TestEventRoundTrip(t *testing.T) {
 				{Kind: detector.ActRoute, Err: detector.ErrNoTarget},
 			},
 		},
+		"the end of a ban": {
+			At: arrival, Sequence: 3, Action: detector.BanEnded,
+			Ban: &detector.Ban{Source: netip.MustParsePrefix("2001:db8::/64"), Until: arrival, Origin: "operator"},
+		},
 		"the daemon itself": {At: arrival, Sequence: 1, Action: detector.DaemonStarted},
 		"a target port alone": {
 			At: arrival, Sequence: 2, Action: detector.AcceptFailed,
@@ -115,7 +119,7 @@ func TestBanIsWrittenTheOneWay(t *testing.T) {
 }
 
 func TestEveryEnumValueHasOneOfTheProtocol(t *testing.T) {
-	for a := range detector.AcceptFailed + 1 {
+	for a := range detector.BanEnded + 1 {
 		if got, ok := fromWire[detector.Action](actions, toWire(actions, a)); !ok || got != a {
 			t.Errorf("action %d becomes %d, %t", a, got, ok)
 		}
@@ -207,6 +211,7 @@ func TestProtocolIsBroken(t *testing.T) {
 		"IP ID":            {probe(func(m *Probe) { m.Header.IpId = 65536 }), "IP ID 65536"},
 		"probe's time":     {probe(func(m *Probe) { m.At = late }), "probe: at: "},
 		"event's time":     {func() error { _, err := ToEvent(&Event{Action: 1, At: late}); return err }, "event 0: at: "},
+		"ban of an event":  {func() error { _, err := ToEvent(&Event{Action: 10, Ban: &Ban{}}); return err }, "event 0: ban: source: "},
 		"no prefix":        {ban(&Ban{}), "ban: source: "},
 		"bare address":     {ban(&Ban{Source: "203.0.113.7"}), "no '/'"},
 		"host bits":        {ban(&Ban{Source: "203.0.113.7/24"}), "203.0.113.7/24 is to be written 203.0.113.0/24"},
@@ -354,7 +359,7 @@ func FuzzEventToWire(f *testing.F) {
 		source, _ := netip.AddrFromSlice(addr)
 		source = source.WithZone(zone)
 		ev := detector.Event{
-			At: time.Unix(seconds, 0), Sequence: sequence, Action: detector.Action(action) % (detector.AcceptFailed + 1),
+			At: time.Unix(seconds, 0), Sequence: sequence, Action: detector.Action(action) % (detector.BanEnded + 1),
 			Probe: detector.Probe{
 				At: time.Unix(0, seconds), Source: netip.AddrPortFrom(source, port), Proto: detector.Proto(protocol),
 				Technique: detector.Technique(technique), IPOptions: detector.Tri(tri), Interface: zone,

@@ -18,6 +18,8 @@ var (
 		detector.ConfigReloaded: Action_ACTION_CONFIG_RELOADED,
 		detector.ServiceReached: Action_ACTION_SERVICE_REACHED,
 		detector.AcceptFailed:   Action_ACTION_ACCEPT_FAILED,
+		detector.BanBegan:       Action_ACTION_BAN_BEGAN,
+		detector.BanEnded:       Action_ACTION_BAN_ENDED,
 	}
 	actKinds = []ActKind{
 		detector.ActRoute:     ActKind_ACT_KIND_ROUTE,

@@ -240,20 +240,26 @@ const (
 	Action_ACTION_SERVICE_REACHED Action = 7
 	// A peer vanished before a trap knew it.
 	Action_ACTION_ACCEPT_FAILED Action = 8
+	// A ban is in force that no probe led to.
+	Action_ACTION_BAN_BEGAN Action = 9
+	// A ban has ended or was lifted.
+	Action_ACTION_BAN_ENDED Action = 10
 )
 
 // Enum value maps for Action.
 var (
 	Action_name = map[int32]string{
-		0: "ACTION_UNSPECIFIED",
-		1: "ACTION_SCAN_DETECTED",
-		2: "ACTION_SCAN_IGNORED",
-		3: "ACTION_PACKETS_LOST",
-		4: "ACTION_DAEMON_STARTED",
-		5: "ACTION_DAEMON_STOPPED",
-		6: "ACTION_CONFIG_RELOADED",
-		7: "ACTION_SERVICE_REACHED",
-		8: "ACTION_ACCEPT_FAILED",
+		0:  "ACTION_UNSPECIFIED",
+		1:  "ACTION_SCAN_DETECTED",
+		2:  "ACTION_SCAN_IGNORED",
+		3:  "ACTION_PACKETS_LOST",
+		4:  "ACTION_DAEMON_STARTED",
+		5:  "ACTION_DAEMON_STOPPED",
+		6:  "ACTION_CONFIG_RELOADED",
+		7:  "ACTION_SERVICE_REACHED",
+		8:  "ACTION_ACCEPT_FAILED",
+		9:  "ACTION_BAN_BEGAN",
+		10: "ACTION_BAN_ENDED",
 	}
 	Action_value = map[string]int32{
 		"ACTION_UNSPECIFIED":     0,
@@ -265,6 +271,8 @@ var (
 		"ACTION_CONFIG_RELOADED": 6,
 		"ACTION_SERVICE_REACHED": 7,
 		"ACTION_ACCEPT_FAILED":   8,
+		"ACTION_BAN_BEGAN":       9,
+		"ACTION_BAN_ENDED":       10,
 	}
 )
 
@@ -1546,7 +1554,9 @@ type Event struct {
 	// Packets or events lost since the last such event (ACTION_PACKETS_LOST).
 	Lost uint64 `protobuf:"varint,12,opt,name=lost,proto3" json:"lost,omitempty"`
 	// Why, in a sentence, at most 1024 bytes; empty when the rest says it all.
-	Reason        string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The ban that began or ended (ACTION_BAN_BEGAN, ACTION_BAN_ENDED).
+	Ban           *Ban `protobuf:"bytes,14,opt,name=ban,proto3" json:"ban,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1670,6 +1680,13 @@ func (x *Event) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *Event) GetBan() *Ban {
+	if x != nil {
+		return x.Ban
+	}
+	return nil
 }
 
 // A Probe is one attempt by a source to reach a port.
@@ -1950,7 +1967,7 @@ const file_output_proto_rawDesc = "" +
 	"\bevidence\x18\x03 \x01(\x0e2\x13.output.v1.EvidenceR\bevidence\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06origin\x18\x05 \x01(\tR\x06origin\x12&\n" +
-	"\x05probe\x18\x06 \x01(\v2\x10.output.v1.ProbeR\x05probe\"\xc7\x03\n" +
+	"\x05probe\x18\x06 \x01(\v2\x10.output.v1.ProbeR\x05probe\"\xe9\x03\n" +
 	"\x05Event\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12)\n" +
@@ -1965,7 +1982,8 @@ const file_output_proto_rawDesc = "" +
 	" \x03(\v2\x0e.output.v1.ActR\x04acts\x12\x12\n" +
 	"\x04host\x18\v \x01(\tR\x04host\x12\x12\n" +
 	"\x04lost\x18\f \x01(\x04R\x04lost\x12\x16\n" +
-	"\x06reason\x18\r \x01(\tR\x06reason\"\xb3\x03\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12 \n" +
+	"\x03ban\x18\x0e \x01(\v2\x0e.output.v1.BanR\x03ban\"\xb3\x03\n" +
 	"\x05Probe\x12*\n" +
 	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12%\n" +
 	"\x0esource_address\x18\x02 \x01(\tR\rsourceAddress\x12\x1f\n" +
@@ -2004,7 +2022,7 @@ const file_output_proto_rawDesc = "" +
 	"\x12EVIDENCE_FORGEABLE\x10\x01\x12\x14\n" +
 	"\x10EVIDENCE_PATTERN\x10\x02\x12\x13\n" +
 	"\x0fEVIDENCE_PROVEN\x10\x03\x12\x18\n" +
-	"\x14EVIDENCE_PROVEN_TRAP\x10\x04*\xf4\x01\n" +
+	"\x14EVIDENCE_PROVEN_TRAP\x10\x04*\xa0\x02\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ACTION_SCAN_DETECTED\x10\x01\x12\x17\n" +
@@ -2014,7 +2032,10 @@ const file_output_proto_rawDesc = "" +
 	"\x15ACTION_DAEMON_STOPPED\x10\x05\x12\x1a\n" +
 	"\x16ACTION_CONFIG_RELOADED\x10\x06\x12\x1a\n" +
 	"\x16ACTION_SERVICE_REACHED\x10\a\x12\x18\n" +
-	"\x14ACTION_ACCEPT_FAILED\x10\b*1\n" +
+	"\x14ACTION_ACCEPT_FAILED\x10\b\x12\x14\n" +
+	"\x10ACTION_BAN_BEGAN\x10\t\x12\x14\n" +
+	"\x10ACTION_BAN_ENDED\x10\n" +
+	"*1\n" +
 	"\x03Tri\x12\r\n" +
 	"\tTRI_UNSET\x10\x00\x12\r\n" +
 	"\tTRI_FALSE\x10\x01\x12\f\n" +
@@ -2111,30 +2132,31 @@ var file_output_proto_depIdxs = []int32{
 	4,  // 20: output.v1.Event.no_block:type_name -> output.v1.Tri
 	4,  // 21: output.v1.Event.blocked:type_name -> output.v1.Tri
 	19, // 22: output.v1.Event.acts:type_name -> output.v1.Act
-	28, // 23: output.v1.Probe.at:type_name -> google.protobuf.Timestamp
-	5,  // 24: output.v1.Probe.technique:type_name -> output.v1.Technique
-	27, // 25: output.v1.Probe.header:type_name -> output.v1.Header
-	4,  // 26: output.v1.Probe.ip_options:type_name -> output.v1.Tri
-	6,  // 27: output.v1.Probe.proof:type_name -> output.v1.Proof
-	7,  // 28: output.v1.Output.Describe:input_type -> output.v1.DescribeRequest
-	9,  // 29: output.v1.Output.Configure:input_type -> output.v1.ConfigureRequest
-	12, // 30: output.v1.Output.Deliver:input_type -> output.v1.DeliverRequest
-	15, // 31: output.v1.Output.SetBans:input_type -> output.v1.SetBansRequest
-	16, // 32: output.v1.Output.ChangeBans:input_type -> output.v1.ChangeBansRequest
-	20, // 33: output.v1.Output.Flush:input_type -> output.v1.FlushRequest
-	22, // 34: output.v1.Output.WatchBans:input_type -> output.v1.WatchBansRequest
-	8,  // 35: output.v1.Output.Describe:output_type -> output.v1.DescribeResponse
-	10, // 36: output.v1.Output.Configure:output_type -> output.v1.ConfigureResponse
-	13, // 37: output.v1.Output.Deliver:output_type -> output.v1.DeliverResponse
-	17, // 38: output.v1.Output.SetBans:output_type -> output.v1.BanResponse
-	17, // 39: output.v1.Output.ChangeBans:output_type -> output.v1.BanResponse
-	21, // 40: output.v1.Output.Flush:output_type -> output.v1.FlushResponse
-	23, // 41: output.v1.Output.WatchBans:output_type -> output.v1.BanChange
-	35, // [35:42] is the sub-list for method output_type
-	28, // [28:35] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	24, // 23: output.v1.Event.ban:type_name -> output.v1.Ban
+	28, // 24: output.v1.Probe.at:type_name -> google.protobuf.Timestamp
+	5,  // 25: output.v1.Probe.technique:type_name -> output.v1.Technique
+	27, // 26: output.v1.Probe.header:type_name -> output.v1.Header
+	4,  // 27: output.v1.Probe.ip_options:type_name -> output.v1.Tri
+	6,  // 28: output.v1.Probe.proof:type_name -> output.v1.Proof
+	7,  // 29: output.v1.Output.Describe:input_type -> output.v1.DescribeRequest
+	9,  // 30: output.v1.Output.Configure:input_type -> output.v1.ConfigureRequest
+	12, // 31: output.v1.Output.Deliver:input_type -> output.v1.DeliverRequest
+	15, // 32: output.v1.Output.SetBans:input_type -> output.v1.SetBansRequest
+	16, // 33: output.v1.Output.ChangeBans:input_type -> output.v1.ChangeBansRequest
+	20, // 34: output.v1.Output.Flush:input_type -> output.v1.FlushRequest
+	22, // 35: output.v1.Output.WatchBans:input_type -> output.v1.WatchBansRequest
+	8,  // 36: output.v1.Output.Describe:output_type -> output.v1.DescribeResponse
+	10, // 37: output.v1.Output.Configure:output_type -> output.v1.ConfigureResponse
+	13, // 38: output.v1.Output.Deliver:output_type -> output.v1.DeliverResponse
+	17, // 39: output.v1.Output.SetBans:output_type -> output.v1.BanResponse
+	17, // 40: output.v1.Output.ChangeBans:output_type -> output.v1.BanResponse
+	21, // 41: output.v1.Output.Flush:output_type -> output.v1.FlushResponse
+	23, // 42: output.v1.Output.WatchBans:output_type -> output.v1.BanChange
+	36, // [36:43] is the sub-list for method output_type
+	29, // [29:36] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_output_proto_init() }
