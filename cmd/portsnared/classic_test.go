@@ -50,9 +50,9 @@ func TestFailingCommand(t *testing.T) {
 // To PortSentry every command succeeds. Who wants that back has it.
 func TestFailingCommandThatCountsAsDone(t *testing.T) {
 	t.Parallel()
-	s := startScenario(t, external+`KILL_RUN_CMD="exit 3"`+"\n"+`KILL_IGNORE_STATUS="1"`+"\n", "--connect")
+	s := startScenario(t, external+`KILL_RUN_CMD="exit 3 # $TARGET$ $PORT$ $MODE$"`+"\n"+`KILL_IGNORE_STATUS="1"`+"\n", "--connect")
 	s.probe(t, "tcp", s.target.IPv4, 11)
-	s.inOrder(t, `^attackalert: External command run for host: 192.0.2.1 using command: "exit 3"$`, `^Scan from: .* blocked: \[true\]$`)
+	s.inOrder(t, `^attackalert: External command run for host: 192.0.2.1 using command: "exit 3 # 192.0.2.1 11 connect"$`, `^Scan from: .* blocked: \[true\]$`)
 	s.size(t, 1, 0)
 	s.end(t)
 }

@@ -61,6 +61,7 @@ func newSentry1(t *testing.T, config string) *sentry1 {
 // started goes to the background without a sound but for warnings.
 func (s *sentry1) begin(t *testing.T, word string) {
 	t.Helper()
+	before := countLines(s.syslog, active1)
 	parent := s.start(t, word)
 	if err := parent.Wait(t); err != nil {
 		t.Fatalf("portsentry %s ended with %v, want status 0", word, err)
@@ -73,9 +74,14 @@ func (s *sentry1) begin(t *testing.T, word string) {
 			t.Errorf("portsentry %s complained %q", word, line)
 		}
 	}
-	waitLines(t, s.syslog, 1, active1)
-	lines := s.syslogLines(t)
-	s.daemon = daemonOf(t, lines[len(lines)-1])
+	waitLines(t, s.syslog, before+1, active1)
+	var last syslogLine
+	for _, line := range s.syslogLines(t) {
+		if line.Text == active1 {
+			last = line
+		}
+	}
+	s.daemon = daemonOf(t, last)
 }
 
 // end ends the daemon as init does, and returns what it said after it was ready.
@@ -325,6 +331,39 @@ func TestEventsOfPortSentry1(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Debian starts one daemon for each protocol, with the same configuration.
+func TestDebianRunsTwoOfPortSentry1(t *testing.T) {
+	t.Parallel()
+	s := newSentry1(t, "")
+	stock := readFile(t, "../../parsers/conf/testdata/convert/v1-debian.conf")
+	s.write(t, config1, strings.ReplaceAll(stock, "/var/lib/portsentry/", "/etc/portsentry/"))
+	var daemons []background
+	for _, word := range []string{"-tcp", "-udp"} {
+		s.begin(t, word)
+		daemons = append(daemons, s.daemon)
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		s.probe(t, network, s.target.IPv4, 1)
+	}
+	s.syslog.WaitLine(t, "]: attackalert: Connect from host: 192.0.2.1/192.0.2.1 to TCP port: 1")
+	s.syslog.WaitLine(t, "]: attackalert: Connect from host: 192.0.2.1/192.0.2.1 to UDP port: 1")
+	for _, daemon := range daemons {
+		daemon.stop(t, syscall.SIGTERM, exitOK)
+	}
+	for file, want := range map[string]struct {
+		records int
+		mode    os.FileMode
+	}{history1: {2, 0o600}, blocked1 + "tcp": {1, 0o644}, blocked1 + "udp": {1, 0o644}} {
+		info, err := os.Stat(filepath.Join(s.dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Count(s.read(t, file), "\n"); got != want.records || info.Mode() != want.mode {
+			t.Errorf("%s has %d records and mode %v, want %d and %v", file, got, info.Mode(), want.records, want.mode)
+		}
 	}
 }
 

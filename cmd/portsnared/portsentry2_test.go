@@ -213,7 +213,7 @@ func TestStdoutAndSyslogAtOnce(t *testing.T) {
 func TestDaemonOfPortSentry2(t *testing.T) {
 	t.Parallel()
 	s := newSentry(t)
-	s.write(t, "portsentry.conf", commonConfig+portEleven+block+trueRoute+`IGNORE_FILE="portsentry.ignore"`+"\n")
+	s.write(t, "portsentry.conf", commonConfig+portEleven+block+`KILL_ROUTE="env > '`+s.dir+`/$TARGET$.env'"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
 	s.write(t, "portsentry.ignore", "")
 	parent := s.start(t, strings.Fields("-D -v -c portsentry.conf")...)
 	if err := parent.Wait(t); err != nil {
@@ -238,6 +238,9 @@ func TestDaemonOfPortSentry2(t *testing.T) {
 	nettest.WaitFor(t, "the history", func() bool { return s.read(t, "portsentry.history") != "" })
 	if got := len(s.read(t, "portsentry.blocked")); got != 6 {
 		t.Errorf("portsentry.blocked has %d bytes, want 6", got)
+	}
+	if got := s.read(t, "192.0.2.1.env"); got == "" || strings.Contains(got, inBackground) {
+		t.Errorf("the command that acts has the environment %q, with what is none of its business", got)
 	}
 
 	s.write(t, "portsentry.conf", commonConfig+`TCP_PORTS="12"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
@@ -347,6 +350,16 @@ func TestStopWhileACommandRuns(t *testing.T) {
 		t.Errorf("the command still runs: %q", text)
 	}
 	s.size(t, 0, 0)
+}
+
+func TestInterruptEndsPortSentry2(t *testing.T) {
+	t.Parallel()
+	s := startScenario(t, "")
+	s.daemon.Signal(t, syscall.SIGINT)
+	if err := s.daemon.Wait(t); err != nil {
+		t.Errorf("it ended with %v, want status 0", err)
+	}
+	s.line(t, "^Portsentry is shutting down$")
 }
 
 func TestLongLinesAreCut(t *testing.T) {
