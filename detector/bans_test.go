@@ -162,7 +162,7 @@ func TestBanRefusals(t *testing.T) {
 			ban: Ban{Source: source}, want: ErrHeld, text: "already banned", there: true,
 		},
 		"under way": {
-			prepare: func(b *Bans) { b.Want(Ban{Source: source}, at) },
+			prepare: func(b *Bans) { must(b.Want(Ban{Source: source}, at)) },
 			ban:     Ban{Source: source}, want: ErrWanted, text: "ban under way", there: true,
 		},
 		"grace": {
@@ -171,7 +171,7 @@ func TestBanRefusals(t *testing.T) {
 		},
 		"too many in a minute": {
 			policy:  BanPolicy{MaxPerMinute: 1},
-			prepare: func(b *Bans) { b.Want(other, at.Add(-59*time.Second)) },
+			prepare: func(b *Bans) { must(b.Want(other, at.Add(-59*time.Second))) },
 			ban:     Ban{Source: source}, want: ErrTooManyNew, text: "too many new bans in a minute (at most 1)",
 		},
 		"too many": {
@@ -181,7 +181,7 @@ func TestBanRefusals(t *testing.T) {
 		},
 		"not too many a minute later": {
 			policy:  BanPolicy{MaxPerMinute: 1},
-			prepare: func(b *Bans) { b.Want(other, at.Add(-time.Minute)) },
+			prepare: func(b *Bans) { must(b.Want(other, at.Add(-time.Minute))) },
 			ban:     Ban{Source: source},
 		},
 		"grace over": {
@@ -272,8 +272,8 @@ func TestImpose(t *testing.T) {
 			if err == nil {
 				b.Confirm(got.Source, at)
 			}
-			end := slices.ContainsFunc(b.All(at), func(b Ban) bool { return b.Until.Equal(tt.until) })
-			if end != (tt.want != ErrEnded) {
+			there := slices.ContainsFunc(b.All(at), func(b Ban) bool { return b.Until.Equal(tt.until) })
+			if there == errors.Is(tt.want, ErrEnded) {
 				t.Errorf("bans are %v, want one until %v", b.All(at), tt.until)
 			}
 			if standing := b.Standing(source.Addr(), at); standing.Offences != 0 {

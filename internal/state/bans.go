@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -79,6 +80,7 @@ func (d *DB) LoadBans() (detector.BanState, error) {
 	if err != nil {
 		return detector.BanState{}, fmt.Errorf("load bans: %w", err)
 	}
+	slices.SortFunc(s.Sources, func(a, b detector.Standing) int { return a.Source.Compare(b.Source) })
 	return s, nil
 }
 

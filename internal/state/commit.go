@@ -44,7 +44,7 @@ func (d *DB) commit(size int, c change) error {
 	defer d.writing.Unlock()
 	select {
 	case <-b.full:
-	case <-time.After(commitInterval - time.Since(d.committed)):
+	case <-time.After(d.pause - time.Since(d.committed)):
 	}
 	d.mu.Lock()
 	d.pending = nil

@@ -51,8 +51,9 @@ var (
 
 // A DB is an open state file. It is safe for concurrent use.
 type DB struct {
-	path string
-	bolt *bbolt.DB
+	path  string
+	bolt  *bbolt.DB
+	pause time.Duration // commitInterval; tests need not wait
 
 	// writing is held while a batch is written. It guards committed.
 	writing   sync.Mutex
@@ -86,7 +87,7 @@ func Open(path string, warn func(text string)) (*DB, error) {
 		f.Close()
 		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
-	d := &DB{path: path, queues: make(map[string]*Queue)}
+	d := &DB{path: path, pause: commitInterval, queues: make(map[string]*Queue)}
 	if err := d.open(f); err != nil {
 		return nil, fmt.Errorf("state file %s: %w", path, err)
 	}
@@ -233,7 +234,7 @@ func removeOld(path string) {
 		return // a path with brackets in it: keep all
 	}
 	for len(found) > keptDamaged {
-		os.Remove(found[0]) // what cannot be removed does no harm
+		_ = os.Remove(found[0]) // what cannot be removed does no harm
 		found = found[1:]
 	}
 }

@@ -61,20 +61,23 @@ var order = binary.NativeEndian
 // reading. An empty file is a new one.
 func verify(f *os.File) error {
 	info, err := f.Stat()
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if !info.Mode().IsRegular() {
+	case !info.Mode().IsRegular():
 		return errors.New("no regular file")
-	}
-	if info.Size() == 0 {
+	case info.Size() == 0:
 		return nil
 	}
-	m, err := newestMeta(f, info.Size())
+	return verifyBolt(f, info.Size())
+}
+
+func verifyBolt(r io.ReaderAt, size int64) error {
+	m, err := newestMeta(r, size)
 	if err != nil {
 		return err
 	}
-	v := &verifier{file: f, meta: m, used: make([]bool, m.pages)}
+	v := &verifier{file: r, meta: m, used: make([]bool, m.pages)}
 	if err := v.freelist(); err != nil {
 		return err
 	}
