@@ -32,6 +32,7 @@ var modules = map[string]outputapi.Module{
 	"recorder": &recorder{},
 	"nameless": nameless{},
 	"aimless":  aimless{},
+	"sink":     sink{},
 }
 
 func TestMain(m *testing.M) {
@@ -43,7 +44,7 @@ func TestMain(m *testing.M) {
 
 // moduleCommand returns the command that starts a module with an empty
 // environment, as the host does.
-func moduleCommand(t *testing.T, module string, args ...string) *exec.Cmd {
+func moduleCommand(t testing.TB, module string, args ...string) *exec.Cmd {
 	t.Helper()
 	if _, ok := modules[module]; !ok {
 		t.Fatalf("no module %q; there are %v", module, slices.Collect(maps.Keys(modules)))
@@ -60,12 +61,12 @@ func moduleCommand(t *testing.T, module string, args ...string) *exec.Cmd {
 
 // start starts a module by go-plugin with mutual TLS and returns its Client. It
 // is ended after the test. What it logs goes to logs.
-func start(t *testing.T, cmd *exec.Cmd, logs hclog.Logger) (*outputapi.Client, *plugin.Client) {
+func start(t testing.TB, cmd *exec.Cmd, logs hclog.Logger) (*outputapi.Client, *plugin.Client) {
 	t.Helper()
 	return startWith(t, cmd, logs, outputapi.DialOptions())
 }
 
-func startWith(t *testing.T, cmd *exec.Cmd, logs hclog.Logger, options []grpc.DialOption) (*outputapi.Client, *plugin.Client) {
+func startWith(t testing.TB, cmd *exec.Cmd, logs hclog.Logger, options []grpc.DialOption) (*outputapi.Client, *plugin.Client) {
 	t.Helper()
 	process := plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  outputapi.Handshake,

@@ -95,9 +95,13 @@ func startPython(t *testing.T) (*outputapi.Client, *syncBuffer) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(path)
-	cmd.Env = []string{"TMPDIR=" + t.TempDir()}
+	sockets := t.TempDir()
+	cmd.Env = []string{"PLUGIN_UNIX_SOCKET_DIR=" + sockets}
 	var logs syncBuffer
 	client, process := start(t, cmd, hclog.New(&hclog.LoggerOptions{Output: &logs, Level: hclog.Debug}))
+	if got := filepath.Dir(process.ReattachConfig().Addr.String()); got != sockets {
+		t.Errorf("the module listens in %s, not in %s", got, sockets)
+	}
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil || process.Exited() {
 		t.Fatalf("after SIGTERM: %v, exited: %t", err, process.Exited())
 	}

@@ -967,7 +967,8 @@ func (x *Rejection) GetReason() string {
 
 type SetBansRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A part of the bans, in any order; each source comes once.
+	// A part of the bans, in any order; each source comes once. All parts of a
+	// call together have at most 1048576 bans.
 	Bans          []*Ban `protobuf:"bytes,1,rep,name=bans,proto3" json:"bans,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
