@@ -32,11 +32,17 @@ demo: ## watch nmap scan a throw-away host and what Portsnare says (root)
 test: check-go ## install what the tests need from Debian and run all tests
 	@.ci/install-test-tools
 	PATH="$$PATH:/usr/sbin:/sbin" CGO_ENABLED=1 go test -race ./...
+	cd examples/webhook && CGO_ENABLED=1 go test -race ./...
 
 .PHONY: lint
 lint: check-go $(GOLANGCI_LINT) ## check go.mod, style and import rules
 	go mod tidy -diff
 	$(GOLANGCI_LINT) run
+	cd examples/webhook && go mod tidy -diff && $(CURDIR)/$(GOLANGCI_LINT) run
+
+.PHONY: proto
+proto: ## generate the code of the module protocol anew (protoc and its Go plugins)
+	go generate ./outputs/outputapi/outputv1
 
 .PHONY: fuzz
 fuzz: check-go ## run every fuzz target for FUZZTIME (default 30s)
