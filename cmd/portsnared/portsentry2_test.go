@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -350,6 +351,32 @@ func TestStopWhileACommandRuns(t *testing.T) {
 		t.Errorf("the command still runs: %q", text)
 	}
 	s.size(t, 0, 0)
+}
+
+// A syslog daemon that hangs keeps nobody from starting, watching and ending.
+func TestSyslogThatHangs(t *testing.T) {
+	t.Parallel()
+	s := newSentry(t)
+	log := filepath.Join(s.dir, "dev/log")
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
+	socket := "/run/hanging-syslog-of-" + s.target.Name
+	hangs, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangs.Close()
+	if err := os.Symlink(socket, log); err != nil {
+		t.Fatal(err)
+	}
+	s.write(t, "portsentry.conf", commonConfig+`TCP_PORTS="1-100"`+"\n") // a line for each
+	daemon := s.start(t, strings.Fields("--connect -l syslog -c portsentry.conf")...)
+	nettest.WaitFor(t, "a record in the history", func() bool {
+		s.probe(t, "tcp", s.target.IPv4, 11) // refused, as long as there is no trap
+		return s.read(t, "portsentry.history") != ""
+	})
+	stopWithin(t, daemon, endLimit)
 }
 
 func TestInterruptEndsPortSentry2(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -24,9 +25,18 @@ type voice struct {
 	flat           bool   // all lines have the same severity
 	prefix         string // of lines that PortSentry does not have
 
-	mu     sync.Mutex
-	syslog *portsentrylog.Syslog // nil: nothing is sent there
+	mu      sync.Mutex
+	syslog  *portsentrylog.Syslog // nil: nothing is sent there
+	unheard int                   // lines in a row that syslog did not take
 }
+
+// A syslog daemon that reads nothing costs a second for a line. So that a start
+// with a line for each port, and the end, take their time all the same, only this
+// many lines in a row wait for it; the next ones do for a moment.
+const (
+	maxUnheard = 2
+	moment     = time.Millisecond
+)
 
 // say says one line. A line that nobody takes is lost: there is no other way left
 // to tell of it.
@@ -45,10 +55,26 @@ func (v *voice) say(severity logline.Severity, format string, args ...any) {
 	if to != nil {
 		_ = to.Append(line[1:])
 	}
+	v.send(severity, strings.TrimSuffix(string(line[1:]), "\n"))
+}
+
+// send sends one line to syslog.
+func (v *voice) send(severity logline.Severity, text string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.syslog != nil {
-		_ = v.syslog.Print(context.Background(), severity, strings.TrimSuffix(string(line[1:]), "\n"))
+	if v.syslog == nil {
+		return
+	}
+	ctx := context.Background()
+	if v.unheard >= maxUnheard {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, moment)
+		defer cancel()
+	}
+	if err := v.syslog.Print(ctx, severity, text); err != nil {
+		v.unheard++
+	} else {
+		v.unheard = 0
 	}
 }
 
