@@ -214,7 +214,7 @@ func TestStdoutAndSyslogAtOnce(t *testing.T) {
 func TestDaemonOfPortSentry2(t *testing.T) {
 	t.Parallel()
 	s := newSentry(t)
-	s.write(t, "portsentry.conf", commonConfig+portEleven+block+`KILL_ROUTE="env > '`+s.dir+`/$TARGET$.env'"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
+	s.write(t, "portsentry.conf", commonConfig+portEleven+block+`KILL_ROUTE="cd '`+s.dir+`'; env > $TARGET$.env; ls -l /proc/self/fd > $TARGET$.fds"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
 	s.write(t, "portsentry.ignore", "")
 	parent := s.start(t, strings.Fields("-D -v -c portsentry.conf")...)
 	if err := parent.Wait(t); err != nil {
@@ -231,6 +231,9 @@ func TestDaemonOfPortSentry2(t *testing.T) {
 	if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", active.PID)); err != nil || dir != "/" {
 		t.Errorf("the daemon is in %q (%v), want /", dir, err)
 	}
+	if got := readFile(t, fmt.Sprintf("/proc/%d/comm", active.PID)); got != portSentry+"\n" {
+		t.Errorf("the daemon is listed as %q, want %s", got, portSentry)
+	}
 	if session, err := unix.Getsid(active.PID); err != nil || session != active.PID {
 		t.Errorf("the daemon is in session %d (%v), want one of its own", session, err)
 	}
@@ -242,6 +245,9 @@ func TestDaemonOfPortSentry2(t *testing.T) {
 	}
 	if got := s.read(t, "192.0.2.1.env"); got == "" || strings.Contains(got, inBackground) {
 		t.Errorf("the command that acts has the environment %q, with what is none of its business", got)
+	}
+	if got := s.read(t, "192.0.2.1.fds"); !strings.Contains(got, "/dev/null") || strings.Contains(got, "socket:") || strings.Contains(got, "anon_inode:") {
+		t.Errorf("the command that acts has the descriptors\n%swant none of the daemon's", got)
 	}
 
 	s.write(t, "portsentry.conf", commonConfig+`TCP_PORTS="12"`+"\n"+`IGNORE_FILE="portsentry.ignore"`+"\n")
