@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -481,6 +482,56 @@ func TestSmartVerifyIsSilent(t *testing.T) {
 		if strings.Contains(text, "port: 11 ") || strings.HasSuffix(text, "port: 11") || strings.Contains(text, "service") {
 			t.Errorf("it says %q", text)
 		}
+	}
+}
+
+// The modes that sniff watch what the start said: no port that was in use then,
+// none that is excluded and none above the limit.
+func TestPortsOfPortSentry1(t *testing.T) {
+	for word, want := range map[string][]string{
+		"-stcp": {"11"},
+		"-atcp": {"1", "11", "19"},
+	} {
+		t.Run(word, func(t *testing.T) {
+			t.Parallel()
+			s := newSentry1(t, "")
+			services := []io.Closer{s.target.Listen(t, "tcp", 15), s.target.Listen(t, "tcp", 111)}
+			s.begin(t, word)
+			for _, service := range services {
+				service.Close()
+			}
+			for _, port := range []uint16{1, 13, 15, 17, 20, 111, 11, 19} {
+				s.probe(t, "tcp", s.target.IPv4, port)
+			}
+			waitLines(t, s.syslog, len(want), "TCP SYN/Normal scan")
+			var got []string
+			for _, text := range s.end(t) {
+				if _, port, found := strings.Cut(text, "192.0.2.1 to TCP port: "); found {
+					got = append(got, port)
+				}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("ports that are watched (-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestPortSentry1WithoutATrigger(t *testing.T) {
+	t.Parallel()
+	s := newSentry1(t, "")
+	s.write(t, config1, debianConfig)
+	s.begin(t, "-stcp")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "Ignoring TCP response")
+	s.end(t)
+	want := []string{
+		"adminalert: PortSentry 1.2 is starting.",
+		"adminalert: ERROR: Could not read SCAN_TRIGGER option from config file. Disabling SCAN DETECTION TRIGGER",
+		"adminalert: Going into stealth listen mode on TCP port: 11",
+	}
+	if diff := cmp.Diff(want, s.texts(t)[:len(want)]); diff != "" {
+		t.Errorf("the first lines (-want +got)\n%s", diff)
 	}
 }
 
