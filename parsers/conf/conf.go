@@ -28,15 +28,36 @@ type Config struct {
 	Mode       Mode     // where probes come from; default Stealth
 	Interfaces []string // AllInterfaces or AllButLoopback alone, or names; default AllInterfaces
 
+	// State is the file of what outlives the daemon: bans, and what outputs have
+	// yet to take. It is an absolute path. Default: DefaultState.
+	State string
+
+	// Control is the socket for the administrator's tool: an absolute path, or
+	// NoControl. Default: DefaultControl.
+	Control string
+
 	Detect Detect
 	Ban    Ban
 	Trap   TrapPorts
 	Log    Log
 	Events Events
 
+	// OutputDirs are searched for the programs of output modules, in this order.
+	// They are absolute. Default: none, which stands for where they are installed.
+	OutputDirs []string
+
 	// Outputs are the [output.NAME] blocks by NAME. Default: none.
 	Outputs map[string]Output
 }
+
+// Where the daemon keeps what it knows and is asked, when nothing is set.
+const (
+	DefaultState   = "/var/lib/portsnare/state.db"
+	DefaultControl = "/run/portsnare/control.sock"
+)
+
+// NoControl is a [Config.Control] that stands for no socket.
+const NoControl = "none"
 
 // Mode says where probes come from.
 type Mode string
@@ -68,44 +89,6 @@ type Detect struct {
 	SkipServiceCheck bool // report probes to ports where a local service listens; default false
 	SkipLocalCheck   bool // act on probes that this host sent to itself; default false
 }
-
-// Ban says what a scan leads to.
-type Ban struct {
-	Evidence Evidence // what a ban has to rest on; default EvidenceOff: no bans
-	TCP, UDP Reaction // to a scan over that protocol, for EvidenceClassic; default ReactOff
-
-	// File is PortSentry's file of banned sources. Default: none.
-	File       string
-	FileFormat BanFileFormat // of File; default BanFilePortSentry2
-}
-
-// BanFileFormat is the form of the file of banned sources.
-type BanFileFormat string
-
-// The forms of the file of banned sources.
-const (
-	BanFilePortSentry2 BanFileFormat = "portsentry2" // PortSentry 2's: binary addresses, kept across restarts
-	BanFilePortSentry1 BanFileFormat = "portsentry1" // PortSentry 1.2's: the lines of its history, emptied at every start
-)
-
-// Evidence says what a ban has to rest on.
-type Evidence string
-
-// The kinds of evidence.
-const (
-	EvidenceOff     Evidence = "off"     // nothing is enough
-	EvidenceClassic Evidence = "classic" // the trigger is, as in PortSentry, though anyone can forge it
-)
-
-// A Reaction is what a scan over one protocol leads to.
-type Reaction string
-
-// The reactions, which PortSentry calls BLOCK 0, 1 and 2.
-const (
-	ReactOff     Reaction = "off"     // report only
-	ReactBan     Reaction = "ban"     // every output acts
-	ReactCommand Reaction = "command" // only the command of output.runcmd runs
-)
 
 // TrapPorts says which ports the modes [Trap] and [Both] open, and how they
 // behave.
@@ -161,25 +144,6 @@ type Events struct {
 	JSON string // a file, or "-" for standard output; default none
 }
 
-// Output configures one output module.
-type Output struct {
-	// Settings are the module's own: strings, int64s, bools, lists ([]any)
-	// and tables (map[string]any) of these. Nil when there are none.
-	Settings map[string]any
-}
-
-// Text returns a setting that is a string, and "" if there is none.
-func (o Output) Text(name string) string {
-	s, _ := o.Settings[name].(string)
-	return s
-}
-
-// Flag returns a setting that is true or false, and false if there is none.
-func (o Output) Flag(name string) bool {
-	b, _ := o.Settings[name].(bool)
-	return b
-}
-
 // Sniffed returns the ports to watch on the interfaces, which are none in mode
 // [Trap].
 func (c *Config) Sniffed() (tcp, udp detector.PortSet) {
@@ -206,10 +170,9 @@ func (c *Config) fillDefaults() {
 	if len(c.Interfaces) == 0 {
 		c.Interfaces = []string{AllInterfaces}
 	}
-	c.Ban.Evidence = cmp.Or(c.Ban.Evidence, EvidenceOff)
-	c.Ban.TCP = cmp.Or(c.Ban.TCP, ReactOff)
-	c.Ban.UDP = cmp.Or(c.Ban.UDP, ReactOff)
-	c.Ban.FileFormat = cmp.Or(c.Ban.FileFormat, BanFilePortSentry2)
+	c.State = cmp.Or(c.State, DefaultState)
+	c.Control = cmp.Or(c.Control, DefaultControl)
+	c.Ban.fillDefaults()
 	c.Log.SyslogTag = cmp.Or(c.Log.SyslogTag, DefaultSyslogTag)
 	c.Log.Format = cmp.Or(c.Log.Format, LinesPortSentry2)
 	c.Log.HistoryFormat = cmp.Or(c.Log.HistoryFormat, HistoryPortSentry2)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,8 +23,11 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// comparePorts lets cmp see into a PortSet.
-var comparePorts = cmp.Comparer(func(a, b detector.PortSet) bool { return a.String() == b.String() })
+// opaque lets cmp compare the types of a Config that it cannot see into.
+var opaque = cmp.Options{
+	cmp.Comparer(func(a, b detector.PortSet) bool { return a.String() == b.String() }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
 
 // TestConvert shows what each file means in the native form, and proves that
 // the native form means the same.
@@ -39,7 +43,7 @@ func TestConvert(t *testing.T) {
 			if err != nil {
 				t.Fatalf("the native form of %s is faulty:\n%v\n%s", path, err, native)
 			}
-			if diff := cmp.Diff(c, again, comparePorts); diff != "" {
+			if diff := cmp.Diff(c, again, opaque); diff != "" {
 				t.Errorf("%s changed on the way through the native form (-file +native):\n%s", path, diff)
 			}
 
@@ -165,13 +169,19 @@ func TestDefault(t *testing.T) {
 	want := Config{
 		Mode:       Stealth,
 		Interfaces: []string{AllInterfaces},
+		State:      "/var/lib/portsnare/state.db",
+		Control:    "/run/portsnare/control.sock",
 		Detect:     Detect{TCPPorts: c.Detect.TCPPorts, UDPPorts: c.Detect.UDPPorts},
-		Ban:        Ban{Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff, FileFormat: BanFilePortSentry2},
+		Ban: Ban{
+			Evidence: EvidenceOff, TCP: ReactOff, UDP: ReactOff, FileFormat: BanFilePortSentry2,
+			For: time.Hour, Max: 7 * 24 * time.Hour, Memory: 24 * time.Hour, Grace: 10 * time.Minute,
+			IPv6Prefix: 64, PerMinute: 600, Total: 100_000,
+		},
 		Log: Log{
 			SyslogTag: DefaultSyslogTag, Format: LinesPortSentry2, HistoryFormat: HistoryPortSentry2, ResolveWithin: DefaultResolveWithin,
 		},
 	}
-	if diff := cmp.Diff(want, c, comparePorts); diff != "" {
+	if diff := cmp.Diff(want, c, opaque); diff != "" {
 		t.Errorf("Default() (-want +got):\n%s", diff)
 	}
 }
@@ -366,6 +376,11 @@ func TestDocumented(t *testing.T) {
 			t.Errorf("docs/configuration.md has no row for %s", key)
 		}
 	}
+	for key := range outputKeys {
+		if !strings.Contains(manual, "| `output.NAME."+key+"` |") {
+			t.Errorf("docs/configuration.md has no row for output.NAME.%s", key)
+		}
+	}
 	for name, settings := range outputSettings {
 		for setting := range settings {
 			if !strings.Contains(manual, "\n| `"+setting+"` |") {
@@ -395,6 +410,9 @@ func TestManualPage(t *testing.T) {
 	const page = "../../packaging/deb/man/portsnare.toml.5"
 	mantest.Lint(t, page)
 	keys := append(slices.Collect(maps.Keys(nativeKeys)), "output.NAME.settings")
+	for key := range outputKeys {
+		keys = append(keys, "output.NAME."+key)
+	}
 	for _, settings := range outputSettings {
 		keys = slices.AppendSeq(keys, maps.Keys(settings))
 	}

@@ -45,6 +45,9 @@ type Fault struct {
 	Err      error  `json:"-"`                  // the cause, when it lies outside the text; may be nil
 }
 
+// faultf returns a fault without a place.
+func faultf(format string, args ...any) Fault { return Fault{Text: fmt.Sprintf(format, args...)} }
+
 // Error returns the fault as one line: "file:line: key: text".
 func (f Fault) Error() string { return f.explain(f.Text) }
 
@@ -127,7 +130,15 @@ func (d *diagnosis) at(key string) Place {
 
 // fault records that what stands at p is wrong.
 func (d *diagnosis) fault(p Place, format string, args ...any) {
-	d.add(p, Fault{Text: fmt.Sprintf(format, args...)})
+	d.add(p, faultf(format, args...))
+}
+
+// addAll records faults at p which a setter found.
+func (d *diagnosis) addAll(p Place, faults Faults) {
+	for _, f := range faults {
+		f.Upstream = "" // PortSentry has no such file
+		d.add(p, f)
+	}
 }
 
 // add records a fault at p.

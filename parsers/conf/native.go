@@ -3,7 +3,7 @@ package conf
 import (
 	"cmp"
 	"errors"
-	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -15,28 +15,25 @@ import (
 	"github.com/portsnare/portsnare/detector"
 )
 
-// A setter puts a TOML value into a Config, or says why it does not fit.
-type setter func(c *Config, value any) Faults
+// A setter puts a TOML value into what it configures, or says why it does not
+// fit.
+type setter[T any] func(dst *T, value any) Faults
 
 // nativeKeys are the keys outside [output.NAME], by their full names.
-var nativeKeys = map[string]setter{
-	"mode":       text(func(c *Config) *Mode { return &c.Mode }),
-	"interfaces": list(func(c *Config) *[]string { return &c.Interfaces }),
+var nativeKeys = withKeys(banKeys, map[string]setter[Config]{
+	"mode":        text(func(c *Config) *Mode { return &c.Mode }),
+	"interfaces":  list(func(c *Config) *[]string { return &c.Interfaces }),
+	"state":       text(func(c *Config) *string { return &c.State }),
+	"control":     text(func(c *Config) *string { return &c.Control }),
+	"output_dirs": list(func(c *Config) *[]string { return &c.OutputDirs }),
 
 	"detect.tcp_ports":     ports(detector.TCP, func(c *Config) *detector.PortSet { return &c.Detect.TCPPorts }),
 	"detect.udp_ports":     ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Detect.UDPPorts }),
 	"detect.ignore":        list(func(c *Config) *[]string { return &c.Detect.Ignore }),
-	"detect.trigger":       trigger,
+	"detect.trigger":       number(0, maxTrigger, func(c *Config) *int { return &c.Detect.Trigger }),
 	"detect.broadcasts":    when(func(c *Config) *bool { return &c.Detect.Broadcasts }),
 	"detect.service_check": unless(func(c *Config) *bool { return &c.Detect.SkipServiceCheck }),
 	"detect.local_check":   unless(func(c *Config) *bool { return &c.Detect.SkipLocalCheck }),
-
-	"ban.evidence": text(func(c *Config) *Evidence { return &c.Ban.Evidence }),
-	"ban.tcp":      text(func(c *Config) *Reaction { return &c.Ban.TCP }),
-	"ban.udp":      text(func(c *Config) *Reaction { return &c.Ban.UDP }),
-	"ban.file":     text(func(c *Config) *string { return &c.Ban.File }),
-
-	"ban.file_format": text(func(c *Config) *BanFileFormat { return &c.Ban.FileFormat }),
 
 	"trap.tcp_ports": ports(detector.TCP, func(c *Config) *detector.PortSet { return &c.Trap.TCPPorts }),
 	"trap.udp_ports": ports(detector.UDP, func(c *Config) *detector.PortSet { return &c.Trap.UDPPorts }),
@@ -49,9 +46,15 @@ var nativeKeys = map[string]setter{
 	"log.format":         text(func(c *Config) *LineFormat { return &c.Log.Format }),
 	"log.history_format": text(func(c *Config) *HistoryFormat { return &c.Log.HistoryFormat }),
 	"log.resolve":        when(func(c *Config) *bool { return &c.Log.Resolve }),
-	"log.resolve_within": resolveWithin,
+	"log.resolve_within": duration(minResolveWithin, maxResolveWithin, func(c *Config) *time.Duration { return &c.Log.ResolveWithin }),
 
 	"events.json": text(func(c *Config) *string { return &c.Events.JSON }),
+})
+
+// withKeys adds keys to others.
+func withKeys(keys, others map[string]setter[Config]) map[string]setter[Config] {
+	maps.Copy(others, keys)
+	return others
 }
 
 // parseNative reads a native configuration.
@@ -65,6 +68,7 @@ func parseNative(d *diagnosis, text []byte) Config {
 	d.findKeys(text)
 	c.setTable(d, "", root)
 	c.wantActions(d)
+	c.wantOneKeeper(d)
 	return c
 }
 
@@ -75,7 +79,7 @@ func (c *Config) wantActions(d *diagnosis) {
 			return
 		}
 		if r == ReactBan {
-			d.fault(d.at(key), `"ban" needs route or command in [output.runcmd.settings], or line in [output.hostsdeny.settings]`)
+			d.fault(d.at(key), `"ban" needs an output that carries it out: [output.firewall], route or command in [output.runcmd.settings], line in [output.hostsdeny.settings], or a module of your own`)
 			return
 		}
 		d.fault(d.at(key), `"command" needs command in [output.runcmd.settings]`)
@@ -100,10 +104,7 @@ func (c *Config) setTable(d *diagnosis, prefix string, table map[string]any) {
 	for _, name := range d.inFileOrder(prefix, table) {
 		key, value := prefix+bareOrQuoted(name), table[name]
 		if set, ok := nativeKeys[key]; ok {
-			for _, f := range set(c, value) {
-				f.Upstream = "" // PortSentry has no such file
-				d.add(d.at(key), f)
-			}
+			d.addAll(d.at(key), set(c, value))
 			continue
 		}
 		known := knownKeys(key + ".")
@@ -154,7 +155,7 @@ func knownKeys(prefix string) []string {
 // listKnown names what may stand in the table that prefix ends.
 func listKnown(prefix string) string {
 	if prefix == "" {
-		return "known are mode, interfaces and the tables detect, ban, trap, log, events, output.NAME"
+		return "known are mode, interfaces, state, control, output_dirs and the tables detect, ban, trap, log, events, output.NAME"
 	}
 	known := knownKeys(prefix)
 	for i := range known {
@@ -163,128 +164,92 @@ func listKnown(prefix string) string {
 	return "[" + strings.TrimSuffix(prefix, ".") + "] has " + strings.Join(known, ", ")
 }
 
-// setOutputs takes the [output.NAME] blocks.
-func (c *Config) setOutputs(d *diagnosis, blocks map[string]any) {
-	for _, name := range d.inFileOrder("output.", blocks) {
-		key := "output." + bareOrQuoted(name)
-		block, isTable := blocks[name].(map[string]any)
-		if !isTable {
-			d.fault(d.at(key), "want a table, got %s", tomlType(blocks[name]))
-			continue
-		}
-		if c.Outputs == nil {
-			c.Outputs = make(map[string]Output)
-		}
-		c.Outputs[name] = outputBlock(d, key, block)
-	}
-}
-
-// outputBlock reads one [output.NAME] block.
-func outputBlock(d *diagnosis, key string, block map[string]any) Output {
-	var o Output
-	for _, name := range d.inFileOrder(key+".", block) {
-		place := d.at(key + "." + bareOrQuoted(name))
-		settings, isTable := block[name].(map[string]any)
-		switch {
-		case name != "settings":
-			d.fault(place, "unknown key; an output has settings")
-		case !isTable:
-			d.fault(place, "want a table, got %s", tomlType(block[name]))
-		case len(settings) > 0:
-			checkSettings(d, key+".settings", settings, 0)
-			o.Settings = settings
-		}
-	}
-	return o
-}
-
-// maxSettingsDepth bounds how deep lists and tables of settings nest.
-const maxSettingsDepth = 4
-
-// checkSettings makes sure that the settings under key are of the kinds that
-// every output module can be handed.
-func checkSettings(d *diagnosis, key string, value any, depth int) {
-	if depth > maxSettingsDepth {
-		d.fault(d.at(key), "nested deeper than %d levels", maxSettingsDepth)
-		return
-	}
-	switch v := value.(type) {
-	case string:
-		if strings.ContainsRune(v, 0) {
-			d.fault(d.at(key), "holds a zero byte")
-		}
-	case bool, int64:
-	case []any:
-		for i, element := range v {
-			checkSettings(d, fmt.Sprintf("%s[%d]", key, i), element, depth+1)
-		}
-	case map[string]any:
-		for _, name := range d.inFileOrder(key+".", v) {
-			checkSettings(d, key+"."+bareOrQuoted(name), v[name], depth+1)
-		}
-	default:
-		d.fault(d.at(key), "%s is no setting; write it as a string", tomlType(value))
-	}
-}
-
 // text returns the setter of a string.
-func text[T ~string](field func(*Config) *T) setter {
-	return func(c *Config, value any) Faults {
+func text[C any, T ~string](field func(*C) *T) setter[C] {
+	return func(dst *C, value any) Faults {
 		s, ok := value.(string)
 		if !ok {
 			return wrongType("a string", value)
 		}
-		*field(c) = T(s)
+		*field(dst) = T(s)
 		return nil
 	}
 }
 
 // when returns the setter of a flag.
-func when(field func(*Config) *bool) setter {
-	return func(c *Config, value any) Faults {
+func when[C any](field func(*C) *bool) setter[C] {
+	return func(dst *C, value any) Faults {
 		b, ok := value.(bool)
 		if !ok {
 			return wrongType("true or false", value)
 		}
-		*field(c) = b
+		*field(dst) = b
 		return nil
 	}
 }
 
 // unless returns the setter of a flag that the file states the other way
 // round: what is on by default is a Skip or No field.
-func unless(field func(*Config) *bool) setter {
+func unless[C any](field func(*C) *bool) setter[C] {
 	set := when(field)
-	return func(c *Config, value any) Faults {
+	return func(dst *C, value any) Faults {
 		if b, ok := value.(bool); ok {
 			value = !b
 		}
-		return set(c, value)
+		return set(dst, value)
 	}
 }
 
 // list returns the setter of a list of strings. An empty list is the default.
-func list(field func(*Config) *[]string) setter {
-	return func(c *Config, value any) Faults {
+func list[C any](field func(*C) *[]string) setter[C] {
+	return listOf("a list of strings", field, func(value any) (string, *Fault) {
+		s, ok := value.(string)
+		if !ok {
+			return "", &wrongType("a list of strings", value)[0]
+		}
+		return s, nil
+	})
+}
+
+// portNumbers returns the setter of a list of port numbers.
+func portNumbers[C any](field func(*C) *[]uint16) setter[C] {
+	const want = "a list of port numbers such as [22, 2222]"
+	return listOf(want, field, func(value any) (uint16, *Fault) {
+		n, ok := value.(int64)
+		if !ok {
+			return 0, &wrongType(want, value)[0]
+		}
+		if n < 1 || n > math.MaxUint16 {
+			fault := faultf("%d is not a port from 1 to %d", n, math.MaxUint16)
+			return 0, &fault
+		}
+		return uint16(n), nil
+	})
+}
+
+// listOf returns the setter of a list, of which each element is read by
+// itself. An empty list is the default.
+func listOf[C, T any](want string, field func(*C) *[]T, read func(any) (T, *Fault)) setter[C] {
+	return func(dst *C, value any) Faults {
 		elements, ok := value.([]any)
 		if !ok {
-			return wrongType("a list of strings", value)
+			return wrongType(want, value)
 		}
-		var list []string
+		var list []T
 		for _, element := range elements {
-			s, ok := element.(string)
-			if !ok {
-				return wrongType("a list of strings", element)
+			v, fault := read(element)
+			if fault != nil {
+				return Faults{*fault}
 			}
-			list = append(list, s)
+			list = append(list, v)
 		}
-		*field(c) = list
+		*field(dst) = list
 		return nil
 	}
 }
 
 // ports returns the setter of a list of ports over proto.
-func ports(proto detector.Proto, field func(*Config) *detector.PortSet) setter {
+func ports(proto detector.Proto, field func(*Config) *detector.PortSet) setter[Config] {
 	return func(c *Config, value any) (faults Faults) {
 		s, ok := value.(string)
 		if !ok {
@@ -295,20 +260,23 @@ func ports(proto detector.Proto, field func(*Config) *detector.PortSet) setter {
 	}
 }
 
+// number returns the setter of a number from least to most.
+func number[C any](least, most int, field func(*C) *int) setter[C] {
+	return func(dst *C, value any) Faults {
+		n, ok := value.(int64)
+		if !ok {
+			return wrongType("a number", value)
+		}
+		if n < int64(least) || n > int64(most) {
+			return Faults{faultf("%d is not a number from %d to %d", n, least, most)}
+		}
+		*field(dst) = int(n)
+		return nil
+	}
+}
+
 // maxTrigger bounds detect.trigger, so that it is an int everywhere.
 const maxTrigger = math.MaxInt32
-
-func trigger(c *Config, value any) Faults {
-	n, ok := value.(int64)
-	if !ok {
-		return wrongType("a number", value)
-	}
-	if n < 0 || n > maxTrigger {
-		return Faults{{Text: fmt.Sprintf("%d is not a number from 0 to %d", n, maxTrigger)}}
-	}
-	c.Detect.Trigger = int(n)
-	return nil
-}
 
 // The bounds of log.resolve_within: what a resolver next door needs, and what
 // the line of an event may be late.
@@ -317,25 +285,31 @@ const (
 	maxResolveWithin = 30 * time.Second
 )
 
-func resolveWithin(c *Config, value any) Faults {
-	const want = `a duration such as "500ms" or "2s"`
-	s, ok := value.(string)
-	if !ok {
-		return wrongType(want, value)
-	}
-	if s == "" {
-		c.Log.ResolveWithin = 0
+// noTime is what "0s" becomes, since the zero value is the default.
+const noTime time.Duration = -1
+
+// duration returns the setter of a duration from least to most. An empty string
+// is the default, and "0s" a negative duration.
+func duration[C any](least, most time.Duration, field func(*C) *time.Duration) setter[C] {
+	return func(dst *C, value any) Faults {
+		s, ok := value.(string)
+		if !ok {
+			return Faults{faultf("%v, got %s", errNoDuration, tomlType(value))}
+		}
+		if s == "" {
+			*field(dst) = 0
+			return nil
+		}
+		length, err := ParseDuration(s)
+		switch {
+		case err != nil:
+			return Faults{faultf("%q: %v", s, err)}
+		case length < least || length > most:
+			return Faults{faultf("%s is not from %s to %s", s, FormatDuration(least), FormatDuration(most))}
+		}
+		*field(dst) = cmp.Or(length, noTime)
 		return nil
 	}
-	within, err := time.ParseDuration(s)
-	switch {
-	case err != nil:
-		return Faults{{Text: fmt.Sprintf("want %s, got %q", want, s)}}
-	case within < minResolveWithin || within > maxResolveWithin:
-		return Faults{{Text: fmt.Sprintf("%s is not from %s to %s", s, minResolveWithin, maxResolveWithin)}}
-	}
-	c.Log.ResolveWithin = within
-	return nil
 }
 
 func wrongType(want string, got any) Faults {

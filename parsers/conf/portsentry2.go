@@ -2,9 +2,13 @@ package conf
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/portsnare/portsnare/detector"
 )
 
 // This file reads the configuration of PortSentry 2.0.7: lines of KEY="value".
@@ -101,6 +105,10 @@ func parsePortSentry(d *diagnosis, mode Mode, text []byte) Config {
 	}
 	if c.bans() {
 		c.Ban.Evidence = EvidenceClassic
+	}
+	if c.bans() && c.Ban.File == "" {
+		// The native form would have bans end, and of networks.
+		c.Ban.For, c.Ban.IPv6Prefix = detector.Forever, 128
 	}
 	if len(d.faults) == 0 {
 		c.checkPortSentry(d)
@@ -217,14 +225,26 @@ func (c *Config) reacts(r Reaction) bool { return c.Ban.TCP == r || c.Ban.UDP ==
 
 // lacksMeans reports whether no setting says how to carry out a reaction.
 func (c *Config) lacksMeans(r Reaction) bool {
-	runcmd, hostsdeny := c.Outputs["runcmd"], c.Outputs["hostsdeny"]
 	switch r {
 	case ReactCommand:
-		return runcmd.Text("command") == ""
+		return c.Outputs["runcmd"].Text("command") == ""
 	case ReactBan:
-		return runcmd.Text("command") == "" && runcmd.Text("route") == "" && hostsdeny.Text("line") == ""
+		return !slices.ContainsFunc(slices.Collect(maps.Keys(c.Outputs)), c.actsOnBans)
 	}
 	return false
+}
+
+// actsOnBans reports whether the output is one that may. Of a module that we do
+// not know, it alone can tell.
+func (c *Config) actsOnBans(output string) bool {
+	o := c.Outputs[output]
+	switch output {
+	case "runcmd":
+		return o.Text("command") != "" || o.Text("route") != ""
+	case "hostsdeny":
+		return o.Text("line") != ""
+	}
+	return true
 }
 
 // setOutput sets one setting of an output.

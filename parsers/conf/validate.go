@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,6 +22,7 @@ func (c *Config) validate(d *diagnosis) {
 		}
 	}
 	c.validateFiles(d)
+	c.validateOwnPaths(d)
 	if !isSyslogTag(c.Log.SyslogTag) {
 		d.fault(d.at("log.syslog_tag"), "%q is no syslog tag; use up to %d letters, digits, and any of . _ - /", c.Log.SyslogTag, maxSyslogTag)
 	}
@@ -38,12 +38,7 @@ func (c *Config) validate(d *diagnosis) {
 	if n := len(c.Trap.Banner); n > maxBanner {
 		d.fault(d.at("trap.banner"), "has %d bytes; %d are the most", n, maxBanner)
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
-		if !isOutputName(name) {
-			d.fault(d.at("output."+bareOrQuoted(name)), "%q is no output name; use up to %d lower-case letters, digits, - and _", name, maxOutputName)
-		}
-		validateSettings(d, name, c.Outputs[name])
-	}
+	c.validateOutputs(d)
 	// A faulty list of ports leaves its set empty: that is no second fault.
 	if len(d.faults) == 0 && c.lacksPorts() {
 		d.fault(d.at("detect"), `no trap ports; set tcp_ports or udp_ports ("portsnare config default" prints lists to start from)`)
@@ -52,9 +47,33 @@ func (c *Config) validate(d *diagnosis) {
 
 var lineFormats = []LineFormat{LinesPortSentry2, LinesPortSentry1}
 
-var banFileFormats = []BanFileFormat{BanFilePortSentry2, BanFilePortSentry1}
-
 var historyFormats = []HistoryFormat{HistoryPortSentry2, HistoryPortSentry1}
+
+// maxSocketPath is how long the name of a socket may be (sun_path in unix(7),
+// which ends in a zero byte).
+const maxSocketPath = 107
+
+// validateOwnPaths checks the paths that must not depend on where the daemon is
+// started.
+func (c *Config) validateOwnPaths(d *diagnosis) {
+	wantAbsolute(d, "state", c.State)
+	if c.Control != NoControl {
+		wantAbsolute(d, "control", c.Control)
+	}
+	if n := len(c.Control); n > maxSocketPath {
+		d.fault(d.at("control"), "has %d bytes; %d are the most in the name of a socket", n, maxSocketPath)
+	}
+	for _, dir := range c.OutputDirs {
+		wantAbsolute(d, "output_dirs", dir)
+	}
+}
+
+func wantAbsolute(d *diagnosis, key, path string) {
+	if !filepath.IsAbs(path) {
+		d.fault(d.at(key), "%q is no absolute path; start it with /", path)
+	}
+	validatePath(d, key, path)
+}
 
 // lacksPorts reports whether there is nothing to watch in one of the ways that
 // the mode asks for. In mode Both the traps can do without ports of their own.
@@ -68,8 +87,10 @@ func (c *Config) lacksPorts() bool {
 
 // validateFiles makes sure that no two outputs write to the same place.
 func (c *Config) validateFiles(d *diagnosis) {
-	const json, history, banned = "events.json", "log.history", "ban.file"
-	writers := []struct{ key, path string }{{history, c.Log.History}, {json, c.Events.JSON}, {banned, c.Ban.File}}
+	const json = "events.json"
+	writers := []struct{ key, path string }{
+		{"state", c.State}, {"control", c.Control}, {"log.history", c.Log.History}, {json, c.Events.JSON}, {"ban.file", c.Ban.File},
+	}
 	for i, w := range writers {
 		validatePath(d, w.key, w.path)
 		for _, other := range writers[:i] {
@@ -83,37 +104,6 @@ func (c *Config) validateFiles(d *diagnosis) {
 		d.fault(d.at(json), "PortSentry's lines go to standard output already; set log.stdout = false or name a file")
 	}
 }
-
-// outputSettings are the settings of the outputs that this release has: for each
-// the kind of value that it takes.
-var outputSettings = map[string]map[string]any{
-	"runcmd":    {"route": "", "command": "", "command_first": false, "ignore_status": false},
-	"hostsdeny": {"line": "", "file": ""},
-}
-
-// validateSettings checks the settings of an output, if it is one we know.
-func validateSettings(d *diagnosis, name string, o Output) {
-	kinds, known := outputSettings[name]
-	if !known {
-		return
-	}
-	for _, setting := range slices.Sorted(maps.Keys(o.Settings)) {
-		place := d.at("output." + name + ".settings." + bareOrQuoted(setting))
-		kind, known := kinds[setting]
-		switch value := o.Settings[setting]; {
-		case !known:
-			d.fault(place, "unknown setting; %s has %s", name, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
-		case tomlType(value) != tomlType(kind):
-			d.add(place, wrongType(tomlType(kind), value)[0])
-		case strings.ContainsFunc(o.Text(setting), breaksLine):
-			d.fault(place, "holds a control character; it is one line")
-		}
-	}
-}
-
-// breaksLine reports whether r would break the line that tells of a command, or
-// a line of hosts.deny.
-func breaksLine(r rune) bool { return r != '\t' && unicode.IsControl(r) }
 
 func (c *Config) validateMode(d *diagnosis) {
 	switch c.Mode {
@@ -150,31 +140,6 @@ func interfaceFaults(names []string) []error {
 	return faults
 }
 
-func (c *Config) validateBan(d *diagnosis) {
-	switch c.Ban.Evidence {
-	case EvidenceOff:
-	case EvidenceClassic:
-		if !c.bans() {
-			d.fault(d.at("ban.evidence"), `"classic" needs tcp or udp; set one to "ban" or "command"`)
-		}
-	case "pattern", "proven":
-		d.fault(d.at("ban.evidence"), `%q comes with a later release; use "off" or "classic"`, c.Ban.Evidence)
-	default:
-		d.fault(d.at("ban.evidence"), `%q is no kind of evidence; use "off" or "classic"`, c.Ban.Evidence)
-	}
-	validateReaction(d, "ban.tcp", c.Ban.TCP)
-	validateReaction(d, "ban.udp", c.Ban.UDP)
-	if !slices.Contains(banFileFormats, c.Ban.FileFormat) {
-		d.fault(d.at("ban.file_format"), `%q is no form of the file; use "portsentry2" or "portsentry1"`, c.Ban.FileFormat)
-	}
-}
-
-func validateReaction(d *diagnosis, key string, r Reaction) {
-	if !slices.Contains(reactions, r) {
-		d.fault(d.at(key), `%q is no reaction; use "off", "ban" or "command"`, r)
-	}
-}
-
 // validatePath refuses the names that no file can have and those that would
 // break the lines in which we print them.
 func validatePath(d *diagnosis, key, path string) {
@@ -201,17 +166,10 @@ func isSyslogTag(tag string) bool {
 	return tag != "" && len(tag) <= maxSyslogTag && strings.Trim(tag, bareKey+"./") == ""
 }
 
-const maxOutputName = 64
-
-// isOutputName allows what is safe as the file name of a module.
-func isOutputName(name string) bool {
-	return name != "" && len(name) <= maxOutputName && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
-}
-
 // warn records what is in order, but may surprise.
 func (c *Config) warn(d *diagnosis) {
 	c.warnOfOtherModes(d)
-	c.warnOfOtherOutputs(d)
+	c.warnOfNever(d)
 	c.warnOfTargets(d)
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
 }
@@ -233,26 +191,4 @@ func (c *Config) warnOfOtherModes(d *diagnosis) {
 	apart := c.Mode == Trap && c.Trap.TCPPorts.Len()+c.Trap.UDPPorts.Len() > 0
 	warn(apart && c.Detect.TCPPorts.Len() > 0, "detect.tcp_ports", unwatched)
 	warn(apart && c.Detect.UDPPorts.Len() > 0, "detect.udp_ports", unwatched)
-}
-
-// warnOfOtherOutputs says which outputs are not there yet: whoever configures
-// one must not believe that it acts.
-func (c *Config) warnOfOtherOutputs(d *diagnosis) {
-	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
-		if _, known := outputSettings[name]; !known {
-			d.warn(d.at("output."+name), "this release has the outputs hostsdeny and runcmd only and starts no other; the setting is kept")
-		}
-	}
-}
-
-// warnOfTargets says which settings lack the source that they are to ban.
-// PortSentry skips them too.
-func (c *Config) warnOfTargets(d *diagnosis) {
-	warn := func(output, setting string) {
-		if text := c.Outputs[output].Text(setting); text != "" && !strings.Contains(text, "$TARGET$") {
-			d.warn(d.at("output."+output+".settings."+setting), "never carried out, because it does not say $TARGET$, which stands for the source")
-		}
-	}
-	warn("runcmd", "route")
-	warn("hostsdeny", "line")
 }

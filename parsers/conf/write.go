@@ -1,11 +1,15 @@
 package conf
 
 import (
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 	"unicode"
+
+	"github.com/portsnare/portsnare/detector"
 )
 
 // AppendNative appends c in the native form: what [Load] reads back as c. Keys
@@ -14,22 +18,20 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w := nativeWriter{text: dst}
 	w.pair("mode", string(c.Mode))
 	w.pair("interfaces", c.Interfaces)
+	w.textUnless("state", c.State, DefaultState)
+	w.textUnless("control", c.Control, DefaultControl)
+	w.pairIf(len(c.OutputDirs) > 0, "output_dirs", c.OutputDirs)
 
 	w.table("detect")
 	w.textUnless("tcp_ports", c.Detect.TCPPorts.String(), "")
 	w.textUnless("udp_ports", c.Detect.UDPPorts.String(), "")
 	w.pairIf(len(c.Detect.Ignore) > 0, "ignore", c.Detect.Ignore)
-	w.pairIf(c.Detect.Trigger != 0, "trigger", int64(c.Detect.Trigger))
+	w.numberUnless("trigger", c.Detect.Trigger, 0)
 	w.pairIf(c.Detect.Broadcasts, "broadcasts", true)
 	w.pairIf(c.Detect.SkipServiceCheck, "service_check", false)
 	w.pairIf(c.Detect.SkipLocalCheck, "local_check", false)
 
-	w.table("ban")
-	w.textUnless("evidence", string(c.Ban.Evidence), string(EvidenceOff))
-	w.textUnless("tcp", string(c.Ban.TCP), string(ReactOff))
-	w.textUnless("udp", string(c.Ban.UDP), string(ReactOff))
-	w.textUnless("file", c.Ban.File, "")
-	w.textUnless("file_format", string(c.Ban.FileFormat), string(BanFilePortSentry2))
+	w.ban(c.Ban)
 
 	w.table("trap")
 	w.textUnless("tcp_ports", c.Trap.TCPPorts.String(), "")
@@ -44,7 +46,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("history", c.Log.History, "")
 	w.textUnless("history_format", string(c.Log.HistoryFormat), string(HistoryPortSentry2))
 	w.pairIf(c.Log.Resolve, "resolve", true)
-	w.textUnless("resolve_within", c.Log.ResolveWithin.String(), DefaultResolveWithin.String())
+	w.durationUnless("resolve_within", c.Log.ResolveWithin, DefaultResolveWithin)
 
 	w.table("events")
 	w.textUnless("json", c.Events.JSON, "")
@@ -53,6 +55,31 @@ func (c Config) AppendNative(dst []byte) []byte {
 		w.output(name, c.Outputs[name])
 	}
 	return w.text
+}
+
+// ban writes the table [ban].
+func (w *nativeWriter) ban(b Ban) {
+	w.table("ban")
+	w.textUnless("evidence", string(b.Evidence), string(EvidenceOff))
+	w.textUnless("tcp", string(b.TCP), string(ReactOff))
+	w.textUnless("udp", string(b.UDP), string(ReactOff))
+	w.durationUnless("for", b.For, detector.DefaultBanFor)
+	w.durationUnless("max", b.Max, b.defaultMax())
+	w.durationUnless("memory", b.Memory, detector.DefaultBanMemory)
+	w.durationUnless("grace", b.Grace, detector.DefaultBanGrace)
+	w.numberUnless("ipv6_prefix", b.IPv6Prefix, detector.DefaultBanPrefix6)
+	w.numberUnless("per_minute", b.PerMinute, detector.DefaultBansPerMinute)
+	w.numberUnless("total", b.Total, detector.DefaultMaxBans)
+	w.pairIf(b.DryRun, "dry_run", true)
+	var never []string
+	for _, prefix := range b.Never.Prefixes {
+		never = append(never, formatPrefix(prefix))
+	}
+	never = append(never, b.Never.Names...)
+	w.pairIf(len(never) > 0, "never", never)
+	w.pairIf(len(b.SSHPorts) > 0, "ssh_ports", b.SSHPorts)
+	w.textUnless("file", b.File, "")
+	w.textUnless("file_format", string(b.FileFormat), string(BanFilePortSentry2))
 }
 
 // A nativeWriter builds a TOML text.
@@ -92,9 +119,20 @@ func (w *nativeWriter) textUnless(key, value, byDefault string) {
 	w.pairIf(value != byDefault, key, value)
 }
 
+func (w *nativeWriter) numberUnless(key string, value, byDefault int) {
+	w.pairIf(value != byDefault, key, int64(value))
+}
+
+func (w *nativeWriter) durationUnless(key string, value, byDefault time.Duration) {
+	w.pairIf(value != byDefault, key, FormatDuration(value))
+}
+
 // output writes an [output.NAME] block, its settings a line each.
 func (w *nativeWriter) output(name string, o Output) {
 	w.table("output." + name)
+	w.textUnless("sha256", hex.EncodeToString(o.SHA256), "")
+	w.pairIf(o.Required, "required", true)
+	w.pairIf(len(o.Capabilities) > 0, "capabilities", o.Capabilities)
 	if len(o.Settings) == 0 {
 		w.header()
 		return
@@ -114,7 +152,11 @@ func appendValue(dst []byte, value any) []byte {
 		return strconv.AppendBool(dst, v)
 	case int64:
 		return strconv.AppendInt(dst, v, 10)
+	case uint16:
+		return strconv.AppendUint(dst, uint64(v), 10)
 	case []string:
+		return appendList(dst, v)
+	case []uint16:
 		return appendList(dst, v)
 	case []any:
 		return appendList(dst, v)
