@@ -105,11 +105,14 @@ func (d *DB) open(f *os.File) error {
 	if err != nil {
 		return err
 	}
+	if !d.isNew() {
+		return nil // without a write, for which the disk may be too full
+	}
 	err = d.bolt.Update(func(tx *bbolt.Tx) error {
-		if _, err := tx.CreateBucketIfNotExists(bansBucket); err != nil {
+		if _, err := tx.CreateBucket(bansBucket); err != nil {
 			return err
 		}
-		meta, err := tx.CreateBucketIfNotExists(metaBucket)
+		meta, err := tx.CreateBucket(metaBucket)
 		if err != nil {
 			return err
 		}
@@ -119,6 +122,16 @@ func (d *DB) open(f *os.File) error {
 		d.bolt.Close()
 	}
 	return err
+}
+
+// isNew reports whether nothing has been written yet.
+func (d *DB) isNew() bool {
+	isNew := false
+	err := d.bolt.View(func(tx *bbolt.Tx) error {
+		isNew = tx.Bucket(metaBucket) == nil
+		return nil
+	})
+	return err == nil && isNew
 }
 
 // Close ends all work on the file.

@@ -38,14 +38,14 @@ func TestMain(m *testing.M) {
 
 var at = time.Date(2026, 11, 22, 7, 44, 33, 659_000_000, time.UTC)
 
-// newPath returns where a test may keep its state, in memory.
+// newPath returns where a test may keep its state, in the memory that /run is.
 func newPath(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/run", "state")
+	dir, err := os.MkdirTemp("/run", "state") //nolint:usetesting // a disk would take long
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { check(t, os.RemoveAll(dir)) })
 	return filepath.Join(dir, "state.db")
 }
 
@@ -110,7 +110,7 @@ func wantRecords(t testing.TB, q *Queue, want [][]byte) {
 
 // standings returns everything that can be known of a source, and less.
 func standings() []detector.Standing {
-	source := func(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+	source := netip.MustParsePrefix
 	full := detector.Ban{
 		Source: source("203.0.113.7/32"), Until: at.Add(time.Hour), Evidence: detector.ProvenTrap,
 		Reason: "probe to a trap port", Origin: "portsnare",
@@ -243,20 +243,20 @@ func TestQueueBounded(t *testing.T) {
 	path := newPath(t)
 	d := open(t, path)
 	q := openQueue(t, d, limit)
-	number := 0
+	sent := 0
 	for range 10 * limit / size / each {
 		var list [][]byte
 		for range each {
-			list = append(list, fmt.Appendf(nil, "%*d", size, number))
-			number++
+			list = append(list, fmt.Appendf(nil, "%*d", size, sent))
+			sent++
 		}
 		check(t, q.Append(list))
-		if stats := q.Stats(); stats.Bytes > limit || stats.Dropped+uint64(stats.Entries) != uint64(number) {
-			t.Fatalf("%+v of %d, want at most %d bytes and all accounted for", stats, number, limit)
+		if stats := q.Stats(); stats.Bytes > limit || stats.Dropped+uint64(stats.Entries) != uint64(sent) {
+			t.Fatalf("%+v of %d, want at most %d bytes and all accounted for", stats, sent, limit)
 		}
 	}
 	kept := peek(t, q)
-	if oldest := fmt.Sprintf("%*d", size, number-len(kept)); string(kept[0]) != oldest || len(kept) < limit/size*9/10 {
+	if oldest := fmt.Sprintf("%*d", size, sent-len(kept)); string(kept[0]) != oldest || len(kept) < limit/size*9/10 {
 		t.Errorf("%d records are left, the oldest %q", len(kept), bytes.TrimSpace(kept[0]))
 	}
 	info, err := os.Stat(path)
@@ -452,8 +452,7 @@ func writeForEver(path string) {
 	if entries, err := q.Peek(0, 1<<30); err != nil {
 		panic(err)
 	} else if len(entries) > 0 {
-		fmt.Sscanf(string(entries[len(entries)-1].Data), "record %d", &next)
-		next++
+		next = number(string(entries[len(entries)-1].Data), "record ", 0) + 1
 	}
 	var all sync.WaitGroup
 	fmt.Println("begun", next)
@@ -484,6 +483,14 @@ func writeForEver(path string) {
 	}
 }
 
+// number returns the number behind a prefix, or what it was.
+func number(text, prefix string, was int) int {
+	if n, err := strconv.Atoi(strings.TrimPrefix(text, prefix)); err == nil {
+		return n
+	}
+	return was
+}
+
 // TestKilled kills a writer again and again, and looks whether what it was
 // promised holds.
 func TestKilled(t *testing.T) {
@@ -499,8 +506,8 @@ func TestKilled(t *testing.T) {
 		var stored, gone int
 		lines := bufio.NewScanner(stdout)
 		for n := 0; lines.Scan(); n++ {
-			fmt.Sscanf(lines.Text(), "stored %d", &stored)
-			fmt.Sscanf(lines.Text(), "gone %d", &gone)
+			stored = number(lines.Text(), "stored ", stored)
+			gone = number(lines.Text(), "gone ", gone)
 			if n == 25+round { // the last lines are read when it is dead
 				check(t, cmd.Process.Kill())
 			}
@@ -515,8 +522,7 @@ func TestKilled(t *testing.T) {
 		if len(left) == 0 {
 			t.Fatalf("round %d: nothing is left", round)
 		}
-		var first int
-		fmt.Sscanf(string(left[0]), "record %d", &first)
+		first := number(string(left[0]), "record ", -1)
 		if diff := cmp.Diff(records(first, first+len(left)), left); diff != "" {
 			t.Fatalf("round %d: a gap (-want +got)\n%s", round, diff)
 		}
@@ -600,4 +606,3 @@ func BenchmarkBans(b *testing.B) {
 		}
 	})
 }
-

@@ -26,23 +26,30 @@ import (
 //	leaf     count × (flags, offset, key size, value size uint32)
 //	bucket   root, sequence uint64; a root of 0: a leaf page follows
 //
-// Offsets count from the element that holds them. A page goes on in the overflow
-// pages behind it.
+// Behind its elements a page has their keys and values, in their order and without
+// gaps; an offset counts from the element that holds it. So one that was lost is
+// missed. A page goes on in the overflow pages behind it.
 
 const (
 	boltMagic   = 0xED0CDAED
 	boltVersion = 2
 
-	pageHeader    = 16
-	branchElement = 16
-	leafElement   = 16
-	bucketHeader  = 16
+	pageHeader   = 16
+	elementSize  = 16
+	bucketHeader = 16
 
 	branchKind   = 0x01
 	leafKind     = 0x02
 	freelistKind = 0x10
 
+	minPage = 1 << 10 // of all machines
+	maxPage = 1 << 16
+
 	noFreelist = ^uint64(0)
+
+	// newTransaction is the number that bbolt begins with. A daemon that is
+	// killed in that moment leaves a file without anything in it.
+	newTransaction = 1
 
 	// maxDepth is more than a tree of 2^64 pages could have.
 	maxDepth = 64
@@ -96,15 +103,23 @@ type meta struct {
 // newestMeta returns the meta page that bbolt will go by. The other is that of
 // the transaction before, to which a torn write falls back.
 func newestMeta(r io.ReaderAt, size int64) (meta, error) {
-	newest, found := meta{}, false
+	var newest meta
 	for _, at := range metaPlaces(r) {
 		m, ok := readMeta(r, at)
-		if ok && (!found || m.transaction > newest.transaction) {
-			newest, found = m, true
+		switch {
+		case !ok:
+		case m.pageSize < minPage || m.pageSize > maxPage:
+			return meta{}, damaged("pages of %d bytes", m.pageSize)
+		case newest.pageSize == 0:
+			newest = m
+		case m.pageSize != newest.pageSize:
+			return meta{}, damaged("first pages that disagree")
+		case m.transaction > newest.transaction:
+			newest = m
 		}
 	}
 	switch {
-	case !found:
+	case newest.pageSize == 0:
 		return meta{}, damaged("no valid first page")
 	case newest.pages > uint64(size/newest.pageSize):
 		return meta{}, damaged("cut short, %d of %d pages are left", size/newest.pageSize, newest.pages)
@@ -119,7 +134,7 @@ func metaPlaces(r io.ReaderAt) []int64 {
 		return []int64{0, first.pageSize}
 	}
 	var places []int64
-	for size := int64(1 << 10); size <= 1<<16; size <<= 1 {
+	for size := int64(minPage); size <= maxPage; size <<= 1 {
 		places = append(places, size)
 	}
 	return places
@@ -141,7 +156,7 @@ func readMeta(r io.ReaderAt, at int64) (meta, bool) {
 		transaction: order.Uint64(b[48:]),
 	}
 	valid := order.Uint32(b) == boltMagic && order.Uint32(b[4:]) == boltVersion &&
-		order.Uint64(b[56:]) == hash.Sum64() && m.pageSize >= 1<<10 && m.pageSize <= 1<<16
+		order.Uint64(b[56:]) == hash.Sum64()
 	return m, valid
 }
 
@@ -163,7 +178,7 @@ func (v *verifier) outcome() error {
 		return fmt.Errorf("schema %d: %w", v.schema, ErrNewer)
 	case v.badValue != nil:
 		return v.badValue
-	case v.schema == 0:
+	case v.schema == 0 && v.meta.transaction > newTransaction:
 		return damaged("no schema")
 	}
 	return nil
@@ -269,14 +284,14 @@ func (v *verifier) branch(page []byte, at visit) error {
 	}
 	var last []byte
 	keys, children := make([][]byte, n), make([]uint64, n)
-	for i := range n {
-		e, err := element(page, i, branchElement)
+	for i, data := 0, contents(page); i < n; i++ {
+		e, err := data.element(i)
 		if err != nil {
 			return err
 		}
 		children[i] = order.Uint64(e[8:])
-		keys[i], err = part(e, order.Uint32(e), order.Uint32(e[4:]))
-		if err != nil || !at.within(keys[i], &last) {
+		keys[i], err = data.next(order.Uint32(e[4:]))
+		if err != nil || !data.follow(i, order.Uint32(e), keys[i]) || !at.within(keys[i], &last) {
 			return damaged("branch: key out of order")
 		}
 	}
@@ -293,22 +308,29 @@ func (v *verifier) branch(page []byte, at visit) error {
 	return nil
 }
 
-// leaf hands all values of a page to the visit.
+// leaf hands all values of a page to the visit. Only the root of a bucket may be
+// empty, and bbolt clears what it does not use.
 func leaf(page []byte, at visit) error {
+	if count(page) == 0 && (at.from != nil || len(bytes.Trim(page[pageHeader:], "\x00")) > 0) {
+		return damaged("leaf without elements")
+	}
 	var last []byte
-	for i := range count(page) {
-		e, err := element(page, i, leafElement)
+	for i, data := 0, contents(page); i < count(page); i++ {
+		e, err := data.element(i)
 		if err != nil {
 			return err
 		}
-		flags, offset, keySize := order.Uint32(e), order.Uint32(e[4:]), order.Uint32(e[8:])
-		key, err := part(e, offset, keySize)
-		if err != nil || flags > 1 || len(key) == 0 || !at.within(key, &last) {
+		key, err := data.next(order.Uint32(e[8:]))
+		if err != nil || len(key) == 0 || !data.follow(i, order.Uint32(e[4:]), key) || !at.within(key, &last) {
 			return damaged("leaf: key out of order")
 		}
-		value, err := part(e[offset+keySize:], 0, order.Uint32(e[12:]))
+		value, err := data.next(order.Uint32(e[12:]))
 		if err != nil {
 			return err
+		}
+		flags := order.Uint32(e)
+		if flags > 1 {
+			return damaged("leaf: unknown kind of value")
 		}
 		if err := at.value(key, value, flags == 1); err != nil {
 			return err
@@ -317,20 +339,38 @@ func leaf(page []byte, at visit) error {
 	return nil
 }
 
-// element returns the page from its element i on.
-func element(page []byte, i, size int) ([]byte, error) {
-	if start := pageHeader + i*size; start+size <= len(page) {
-		return page[start:], nil
-	}
-	return nil, damaged("page of %d elements", count(page))
+// contents returns a reader of the keys and values of a page.
+func contents(page []byte) *pageReader {
+	return &pageReader{page: page, at: pageHeader + count(page)*elementSize}
 }
 
-// part returns size bytes of b.
-func part(b []byte, offset, size uint32) ([]byte, error) {
-	if uint64(offset)+uint64(size) > uint64(len(b)) {
+// A pageReader reads the keys and values of a page in their order.
+type pageReader struct {
+	page []byte
+	at   int // where the next is
+}
+
+// element returns element i.
+func (r *pageReader) element(i int) ([]byte, error) {
+	if start := pageHeader + i*elementSize; start+elementSize <= len(r.page) {
+		return r.page[start:][:elementSize], nil
+	}
+	return nil, damaged("page too short for its %d elements", count(r.page))
+}
+
+// next returns the next bytes.
+func (r *pageReader) next(size uint32) ([]byte, error) {
+	if r.at > len(r.page) || uint64(size) > uint64(len(r.page)-r.at) {
 		return nil, damaged("element beyond its page")
 	}
-	return b[offset:][:size:size], nil
+	b := r.page[r.at:][:size:size]
+	r.at += int(size)
+	return b, nil
+}
+
+// follow reports whether a key that was just read is where element i has it.
+func (r *pageReader) follow(i int, offset uint32, key []byte) bool {
+	return pageHeader+i*elementSize+int(offset) == r.at-len(key)
 }
 
 // bucket verifies a bucket of the root, which holds nothing else.
