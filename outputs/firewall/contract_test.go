@@ -1,10 +1,22 @@
 package firewall
 
 import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/internal/nettest"
 )
 
 // A variant is one way to use the module, for tests of what all have in common.
@@ -121,5 +133,418 @@ func TestBannedSourcesAreKeptOut(t *testing.T) {
 				})
 			}
 		})
+	}
+}
+
+func TestForwardedTrafficIsKeptOut(t *testing.T) {
+	const behind = "198.51.100.2" // a container, say
+	outside := other(t)
+	inside, spare := nettest.NewPair(t)
+	spare.Run(t, "ip", "link", "set", spare.Interface, "netns", strconv.Itoa(os.Getpid()), "name", "bridge0")
+	t.Cleanup(func() { run(t, "ip", "link", "delete", "bridge0") })
+	sh(t, `ip link set bridge0 up
+		ip address add 198.51.100.1/24 dev bridge0
+		echo 1 > /proc/sys/net/ipv4/ip_forward
+		nft 'table ip nat { chain docker { type nat hook prerouting priority dstnat; tcp dport 8080 dnat to 198.51.100.2:9; }; }'`)
+	t.Cleanup(func() { sh(t, "nft delete table ip nat; echo 0 > /proc/sys/net/ipv4/ip_forward") })
+	inside.Run(t, "ip", "address", "flush", "dev", inside.Interface)
+	inside.Run(t, "ip", "address", "add", behind+"/24", "dev", inside.Interface)
+	inside.Run(t, "ip", "route", "add", "default", "via", "198.51.100.1")
+	outside.Run(t, "ip", "route", "add", "198.51.100.0/24", "via", ourIPv4)
+	nettest.WaitFor(t, "packets are forwarded", func() bool { return pings(t, outside, "192.0.2.1", behind) })
+
+	ways := map[string]func(source string) bool{
+		"routed": func(source string) bool { return pings(t, outside, source, behind) },
+		"published port": func(source string) bool {
+			return connects(t, outside, source, netip.MustParseAddrPort(ourIPv4+":8080"))
+		},
+	}
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			set(t, m, bansUntil(time.Time{}, "192.0.2.1/32"))
+			for way, works := range ways {
+				if works("192.0.2.1") {
+					t.Errorf("%s: a banned source comes through", way)
+				}
+				if !works("192.0.2.9") {
+					t.Errorf("%s: a source that is not banned does not come through", way)
+				}
+			}
+		})
+	}
+}
+
+func TestConnectionsOfBannedSourcesEnd(t *testing.T) {
+	outside := other(t)
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			set(t, m, nil)
+			if !pings(t, outside, "192.0.2.1", ourIPv4) {
+				t.Fatal("a source that is not banned is not answered")
+			}
+			set(t, m, bansUntil(time.Time{}, "192.0.2.1/32"))
+			if pings(t, outside, "192.0.2.1", ourIPv4) {
+				t.Error("a banned source is answered")
+			}
+		})
+	}
+}
+
+func TestBansLapse(t *testing.T) {
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			const lifetime = time.Second
+			began := time.Now()
+			short := []string{"198.51.100.1/32", "203.0.113.0/28", "2001:db8::1/128", "2001:db8:1::/64", "2001:db8:2::/56"}
+			set(t, m, append(bansUntil(began.Add(lifetime), short...), bansUntil(began.Add(time.Hour), "198.51.100.2/32")...))
+			if got := v.read(t); len(got) != len(short)+1 {
+				t.Fatalf("the kernel keeps out %v", got)
+			}
+			nettest.WaitFor(t, "the bans end", func() bool { return len(v.read(t)) == 1 })
+			if took := time.Since(began); took < lifetime || took > lifetime+5*time.Second {
+				t.Errorf("bans of %v ended after %v", lifetime, took)
+			}
+		})
+	}
+}
+
+func TestTimesChange(t *testing.T) {
+	sources := []string{"198.51.100.1/32", "203.0.113.0/28", "2001:db8::1/128", "2001:db8:1::/64", "2001:db8:2::/56"}
+	now := time.Now()
+	tests := map[string]struct{ from, to time.Time }{
+		"longer":       {now.Add(time.Hour), now.Add(2 * time.Hour)},
+		"shorter":      {now.Add(2 * time.Hour), now.Add(time.Hour)},
+		"for ever":     {now.Add(time.Hour), time.Time{}},
+		"not for ever": {time.Time{}, now.Add(time.Hour)},
+		"the same":     {now.Add(time.Hour), now.Add(time.Hour)},
+		"about to end": {now.Add(shortest + time.Millisecond), now.Add(time.Hour)},
+		"it has ended": {now.Add(-time.Millisecond), now.Add(time.Hour)},
+	}
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			for name, test := range tests {
+				t.Run(name, func(t *testing.T) {
+					set(t, m, bansUntil(test.from, sources...))
+					change(t, m, bansUntil(test.to, sources...), nil)
+					checkKernel(t, v.read(t), listOf(bansUntil(test.to, sources...)))
+				})
+			}
+		})
+	}
+}
+
+// listOf returns the bans by their source, as a model of what should be.
+func listOf(bans []detector.Ban) map[netip.Prefix]time.Time {
+	list := make(map[netip.Prefix]time.Time)
+	for _, b := range bans {
+		list[b.Source.Masked()] = b.Until
+	}
+	return list
+}
+
+// checkKernel fails unless the kernel keeps out what the bans say, at their edges
+// and on both sides of those.
+func checkKernel(t testing.TB, got kernel, bans map[netip.Prefix]time.Time) {
+	t.Helper()
+	now := time.Now()
+	for source := range bans {
+		for _, edge := range []netip.Addr{source.Addr(), lastOf(source)} {
+			for _, a := range []netip.Addr{edge.Prev(), edge, edge.Next()} {
+				if want, left := leftTo(a, bans, now), got.left(a); (left-want).Abs() > tolerance || (left == forever) != (want == forever) {
+					t.Fatalf("%v is banned for %v, want %v\nbans %v\nkernel %v", a, left, want, bans, got)
+				}
+			}
+		}
+	}
+	for s := range got {
+		if leftTo(s.first, bans, now.Add(-2*tolerance)) == 0 {
+			t.Fatalf("the kernel keeps out %v, whom nobody has banned\nbans %v", s, bans)
+		}
+	}
+}
+
+// leftTo returns how long an address is to stay banned.
+func leftTo(a netip.Addr, bans map[netip.Prefix]time.Time, now time.Time) time.Duration {
+	var longest time.Duration
+	for source, until := range bans {
+		if !source.Contains(a) {
+			continue
+		}
+		if until.IsZero() {
+			return forever
+		}
+		longest = max(longest, until.Sub(now))
+	}
+	return longest
+}
+
+// TestKernelFollows changes bans at random and compares what the kernel does with
+// what was asked for.
+func TestKernelFollows(t *testing.T) {
+	const steps = 60
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			random := rand.New(rand.NewPCG(seed, 0))
+			m := v.start(t)
+			whole := &wholes{backend: m.backend}
+			m.backend = whole
+			bans := make(map[netip.Prefix]time.Time)
+			sets := 1 // the first call of all states everything
+			for range steps {
+				add, remove := randomBans(random, 4), randomBans(random, 4)
+				if random.IntN(8) == 0 {
+					clear(bans)
+					set(t, m, add)
+					sets++
+				} else {
+					change(t, m, add, remove)
+				}
+				for _, b := range remove {
+					delete(bans, b.Source.Masked())
+				}
+				for _, b := range add {
+					bans[b.Source.Masked()] = b.Until
+				}
+				checkKernel(t, v.read(t), bans)
+			}
+			if got := whole.count.Load(); got > int64(sets) {
+				t.Errorf("%d times all bans were put in the kernel anew, want %d: a change must do", got, sets)
+			}
+		})
+	}
+}
+
+// wholes counts how often a backend is told all bans.
+type wholes struct {
+	backend
+	count atomic.Int64
+}
+
+func (w *wholes) replace(ctx context.Context, bans map[netip.Prefix]time.Time) error {
+	w.count.Add(1)
+	return w.backend.replace(ctx, bans)
+}
+
+// randomBans returns up to most bans, of few different sources, which often lie in
+// each other.
+func randomBans(random *rand.Rand, most int) []detector.Ban {
+	sources := make(map[netip.Prefix]bool)
+	var bans []detector.Ban
+	for range random.IntN(most + 1) {
+		a := netip.AddrFrom4([4]byte{198, 51, 100, byte(random.IntN(4) * 85)})
+		bits := 22 + random.IntN(11)
+		if random.IntN(2) == 0 {
+			a = netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 6: byte(random.IntN(2)), 7: byte(random.IntN(2)), 15: byte(random.IntN(2) * 255)})
+			bits = []int{32, 48, 56, 63, 64, 65, 120, 127, 128}[random.IntN(9)]
+		}
+		until := []time.Time{{}, time.Now().Add(time.Hour), time.Now().Add(2 * time.Hour)}[random.IntN(3)]
+		source := netip.PrefixFrom(a, bits)
+		if !sources[source.Masked()] {
+			sources[source.Masked()] = true
+			bans = append(bans, detector.Ban{Source: source, Until: until})
+		}
+	}
+	return bans
+}
+
+func TestManyBans(t *testing.T) {
+	const n = 10_000
+	until := time.Now().Add(time.Hour)
+	bans := append(hosts(n, until), networks(n, until)...)
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			count := func(want int) {
+				t.Helper()
+				if got := len(v.read(t)); got != want {
+					t.Fatalf("the kernel keeps out %d, want %d", got, want)
+				}
+			}
+			set(t, m, bans)
+			count(2 * n)
+			set(t, m, bans) // again is no change
+			count(2 * n)
+			change(t, m, nil, bans[:n])
+			count(n)
+			change(t, m, bans, nil) // some are there
+			count(2 * n)
+			set(t, m, bans[:1])
+			count(1)
+		})
+	}
+}
+
+func TestHeals(t *testing.T) {
+	foreign := map[string][]string{
+		"nftables": {
+			"nft flush ruleset",
+			"nft delete table inet portsnare",
+			"nft flush table inet portsnare",
+			"nft flush chain inet portsnare prerouting",
+			"nft flush set inet portsnare banned4",
+			"nft delete element inet portsnare banned6_64 { 2001:db8:1:: }",
+			"nft delete element inet portsnare banned4_nets { 203.0.113.0/28 }",
+			"nft add element inet portsnare banned4 { 198.51.100.99 }",
+			"nft insert rule inet portsnare prerouting accept",
+			"nft 'add table inet portsnare { flags dormant; }'",
+			"nft 'chain inet portsnare prerouting { policy drop; }'",
+			"nft 'table inet portsnare; delete table inet portsnare; table inet portsnare { set banned4 { type inet_service; }; }'",
+		},
+		"nftables, sets only": {
+			"nft flush set inet filter banned4",
+			"nft flush set inet filter banned6_nets",
+			ownSets[:len("nft -f - <<-'END'")] + "\nflush ruleset" + ownSets[len("nft -f - <<-'END'"):], // as nftables.service loads a file
+		},
+		"ipset": {
+			"iptables -t raw -F; ip6tables -t raw -F",
+			"ipset flush portsnare4",
+			"ipset del portsnare6 2001:db8:1::/64",
+			"ipset add portsnare4 198.51.100.99",
+			"iptables -t raw -F; sleep 0.2; ipset destroy portsnare4",
+		},
+		"ipset, legacy iptables": {
+			"iptables-legacy -t raw -F",
+		},
+	}
+	sources := []string{"198.51.100.1/32", "203.0.113.0/28", "2001:db8::1/128", "2001:db8:1::/64", "2001:db8:2::/56"}
+	outside := other(t)
+	for name, lines := range foreign {
+		v := variants[name]
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			until := time.Now().Add(time.Hour)
+			bans := append(bansUntil(until, sources...), bansUntil(time.Time{}, "192.0.2.1/32")...)
+			for _, line := range lines {
+				set(t, m, bans)
+				sh(t, line)
+				began := time.Now()
+				nettest.WaitFor(t, "the bans are back after "+line, func() bool {
+					holds, err := m.backend.holds(t.Context(), listOf(bans))
+					return err == nil && holds
+				})
+				if took := time.Since(began); took > 5*time.Second {
+					t.Errorf("%s: healed after %v, want at most 5 s", line, took)
+				}
+				checkKernel(t, v.read(t), listOf(bans))
+				if reaches(t, outside, "192.0.2.1") || !reaches(t, outside, "192.0.2.9") {
+					t.Errorf("%s: the rules are not what they were", line)
+				}
+			}
+		})
+	}
+}
+
+func TestOnlyOthersRaiseDoubts(t *testing.T) {
+	doubts := func(t *testing.T, m *Module) bool {
+		t.Helper()
+		bans, err := m.doubted(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bans != nil
+	}
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			bans := append(hosts(2*manyBans, time.Now().Add(time.Hour)), networks(1, time.Time{})...)
+			set(t, m, bans[:1])
+			nettest.WaitFor(t, "the start is over", func() bool {
+				n, ok := m.backend.(*nft)
+				return (!ok || n.monitor.works.Load()) && !doubts(t, m)
+			})
+			own := map[string]func(){
+				"SetBans of many":    func() { set(t, m, bans) },
+				"ChangeBans of one":  func() { change(t, m, bans[1:2], bans[1:2]) },
+				"ChangeBans of many": func() { change(t, m, nil, bans[1:]) },
+			}
+			for name, act := range own {
+				act()
+				if doubts(t, m) {
+					t.Errorf("%s raises doubts", name)
+				}
+			}
+			sh(t, "nft 'add table inet theirs; delete table inet theirs'; ipset create theirs hash:ip; ipset destroy theirs")
+			if doubts(t, m) {
+				t.Error("what others do elsewhere raises doubts")
+			}
+		})
+	}
+}
+
+func TestClockIsSet(t *testing.T) {
+	// Nobody can set the clock of one process, so the bans are given the time that
+	// they would have after it was set.
+	for name, v := range variants {
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			sources := []string{"198.51.100.1/32", "203.0.113.0/28", "2001:db8:1::/64"}
+			set(t, m, bansUntil(time.Now().Add(2*time.Hour), sources...))
+			m.mu.Lock()
+			for source, until := range m.bans.until {
+				m.bans.put(source, until.Add(-time.Hour))
+			}
+			m.mu.Unlock()
+			if err := m.mend(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+			checkKernel(t, v.read(t), listOf(bansUntil(time.Now().Add(time.Hour), sources...)))
+		})
+	}
+}
+
+func TestForeignRulesStay(t *testing.T) {
+	sh(t, `nft 'table inet theirs { set s { type ipv4_addr; elements = { 192.0.2.77 }; }; chain c { ip saddr @s counter; }; }'
+		iptables -t raw -A PREROUTING -s 192.0.2.78 -j ACCEPT
+		ipset create theirs hash:ip
+		ipset add theirs 192.0.2.79`)
+	t.Cleanup(func() { sh(t, "nft flush ruleset; ipset destroy theirs") })
+	all := func() string { return sh(t, "nft -s list ruleset; iptables -t raw -S; ipset save theirs") }
+	before := all()
+	for name, v := range variants {
+		if v.before != "" {
+			continue // those have to do with rules of their own
+		}
+		t.Run(name, func(t *testing.T) {
+			m := v.start(t)
+			set(t, m, bansUntil(time.Time{}, "198.51.100.1/32"))
+			sh(t, "nft list set inet theirs s; iptables -t raw -C PREROUTING -s 192.0.2.78 -j ACCEPT; ipset test theirs 192.0.2.79")
+		})
+		if diff := cmp.Diff(before, all()); diff != "" {
+			t.Errorf("%s leaves (-before +after):\n%s", name, diff)
+		}
+	}
+}
+
+func TestKeep(t *testing.T) {
+	for _, keep := range []bool{false, true} {
+		for name, v := range variants {
+			t.Run(fmt.Sprintf("%s, keep %v", name, keep), func(t *testing.T) {
+				m := v.start(t)
+				m.settings.Keep = keep
+				bans := bansUntil(time.Now().Add(time.Hour), "198.51.100.1/32", "2001:db8:1::/64")
+				set(t, m, bans)
+				flush(t, m)
+				if keep {
+					checkKernel(t, v.read(t), listOf(bans))
+					configured(t, v.settings) // of the next run, before it knows the bans
+					checkKernel(t, v.read(t), listOf(bans))
+					return
+				}
+				if left := sh(t, "nft list ruleset 2>/dev/null | grep -c -E '198.51.100.1|2001:db8:1:' || true; ipset save | grep -c add || true"); left != "0\n0\n" {
+					t.Errorf("after the end %s bans are left in nftables and ipset", strings.Fields(left))
+				}
+				if v.before == "" {
+					if left := sh(t, "nft list tables inet; ipset save; iptables -t raw -S 2>/dev/null | grep -e -A || true"); left != "" {
+						t.Errorf("after the end there is still:\n%s", left)
+					}
+				}
+			})
+		}
 	}
 }

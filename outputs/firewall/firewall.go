@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -167,7 +168,7 @@ func (m *Module) ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var sources []netip.Prefix
-	for _, b := range append(remove[:len(remove):len(remove)], add...) {
+	for _, b := range append(slices.Clip(remove), add...) {
 		if source, err := normalize(b.Source); err == nil {
 			sources = append(sources, source)
 		}

@@ -221,26 +221,28 @@ func (b *ipset) ruleArgs(command string, f family, table, chain string) []string
 	return append([]string{"--wait", "5", "-t", table, command, chain}, strings.Fields(f.rule())...)
 }
 
-var errRuleGone = errors.New("a rule is gone")
-
-// undisturbed reports whether the rules are there and the sets hold as many bans
-// as they should.
-func (b *ipset) undisturbed(ctx context.Context, bans map[netip.Prefix]time.Time) (bool, error) {
+// hasRules reports whether all rules are there.
+func (b *ipset) hasRules(ctx context.Context) bool {
 	err := b.eachRule(func(f family, table, chain string) error {
 		if !b.hasRule(ctx, f, table, chain) {
 			return errRuleGone
 		}
 		return nil
 	})
-	if err != nil {
-		return false, nil // replace will tell why, if it cannot be helped
+	return err == nil
+}
+
+var errRuleGone = errors.New("a rule is gone")
+
+// undisturbed reports whether the rules are there and the sets hold as many bans
+// as they should. Whoever then replaces will hear why, if it cannot be helped.
+func (b *ipset) undisturbed(ctx context.Context, bans map[netip.Prefix]time.Time) (bool, error) {
+	if !b.hasRules(ctx) {
+		return false, nil
 	}
 	for _, f := range ipsetFamilies {
-		got, err := b.count(ctx, f)
-		if err != nil {
-			return false, nil
-		}
-		if least, most := countBans(bans, f.ipv6); got < least || got > most {
+		least, most := countBans(bans, f.ipv6)
+		if got, err := b.count(ctx, f); err != nil || got < least || got > most {
 			return false, nil
 		}
 	}
@@ -278,24 +280,13 @@ func (b *ipset) count(ctx context.Context, f family) (n int, err error) {
 // whether the rules are there.
 func (b *ipset) holds(ctx context.Context, bans map[netip.Prefix]time.Time) (bool, error) {
 	got := make(map[netip.Prefix]time.Duration)
+	enter := func(line string) error { return parseSaved(line, got) }
 	for _, f := range ipsetFamilies {
-		err := b.read(ctx, func(line string) error { return parseSaved(line, got) }, "ipset", "save", f.set)
-		if ctx.Err() != nil {
-			return false, err
-		}
-		if err != nil {
-			return false, nil // it is gone, or holds what we cannot read
+		if b.read(ctx, enter, "ipset", "save", f.set) != nil { // it is gone, or holds something else
+			return false, ctx.Err()
 		}
 	}
-	if !equal(clip(bans, got), got, time.Now()) {
-		return false, nil
-	}
-	ok := true
-	err := b.eachRule(func(f family, table, chain string) error {
-		ok = ok && b.hasRule(ctx, f, table, chain)
-		return nil
-	})
-	return ok, err
+	return equal(clip(bans, got), got, time.Now()) && b.hasRules(ctx), nil
 }
 
 // clip returns bans, with those that last longer than ipset can tell ending when

@@ -11,6 +11,13 @@ import (
 // kernel holds what programs of others say that the kernel keeps out.
 type kernel map[span]time.Duration
 
+// add enters a span that is kept out. It may be in several sets.
+func (k kernel) add(s span, left time.Duration) {
+	if old, ok := k[s]; !ok || left == forever || old != forever && old < left {
+		k[s] = left
+	}
+}
+
 // left returns how long an address stays banned: 0 if it is not.
 func (k kernel) left(a netip.Addr) time.Duration {
 	var longest time.Duration
@@ -46,7 +53,7 @@ func readNFT(t testing.TB, table string) kernel {
 				if kind.bits == customary {
 					s.last = lastOf(netip.PrefixFrom(s.first, customary))
 				}
-				k[s] = left
+				k.add(s, left)
 			}
 		}
 	}
@@ -111,7 +118,7 @@ func readIPSet(t testing.TB) kernel {
 		if left == 0 {
 			left = forever
 		}
-		k[span{p.Addr(), lastOf(p)}] = left
+		k.add(span{p.Addr(), lastOf(p)}, left)
 	}
 	return k
 }

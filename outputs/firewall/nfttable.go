@@ -111,7 +111,7 @@ func newNFTTable(s settings) *nftTable {
 			Table:    t.table,
 			Name:     name,
 			Hooknum:  hookNumbers[name],
-			Priority: nftables.ChainPriorityRef(nftables.ChainPriority(*s.Priority)),
+			Priority: new(nftables.ChainPriority(*s.Priority)),
 			Type:     nftables.ChainTypeFilter,
 			Policy:   new(nftables.ChainPolicyAccept),
 		})

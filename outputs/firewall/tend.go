@@ -92,20 +92,12 @@ func (m *Module) mend(ctx context.Context, thorough bool) error {
 	if err != nil || bans == nil {
 		return err
 	}
-	holds, err := m.backend.holds(ctx, bans)
-	if err == nil && holds {
+	if holds, err := m.backend.holds(ctx, bans); err == nil && holds {
 		return nil
 	}
-
-	// The bans may have changed during the reading.
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if holds, err = m.backend.holds(ctx, m.bans.until); err == nil && holds {
-		m.certain = true
-		return nil
-	}
-	slog.Warn("the firewall was not as it should be; putting the bans back", "bans", m.bans.len())
-	return m.replaceLocked(ctx)
+	return m.putRightLocked(ctx) // if it was not a ban call that changed it meanwhile
 }
 
 // doubted returns the bans to compare with the firewall, or nil if there is no
@@ -114,15 +106,32 @@ func (m *Module) doubted(ctx context.Context, thorough bool) (map[netip.Prefix]t
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.bans.dropOver(time.Now())
+	if !m.certain {
+		return nil, m.putRightLocked(ctx)
+	}
 	undisturbed, err := m.backend.undisturbed(ctx, m.bans.until)
 	if err != nil {
 		m.certain = false
 		return nil, err
 	}
-	if undisturbed && m.certain && !thorough {
+	if undisturbed && !thorough {
 		return nil, nil
 	}
 	return maps.Clone(m.bans.until), nil
+}
+
+// putRightLocked replaces what the firewall holds if that is not what it should.
+func (m *Module) putRightLocked(ctx context.Context) error {
+	holds, err := m.backend.holds(ctx, m.bans.until)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err == nil && holds:
+		m.certain = true
+		return nil
+	}
+	slog.Warn("the firewall was not as it should be; putting the bans back", "bans", m.bans.len())
+	return m.replaceLocked(ctx)
 }
 
 // A wallClock notices when the clock is set, or stood still while the machine
