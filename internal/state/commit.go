@@ -14,8 +14,8 @@ const (
 	// to write: each makes the disk write for real, and wears it out.
 	commitInterval = 100 * time.Millisecond
 
-	// commitBytes is how much is written at once.
-	commitBytes = 1 << 20
+	// commitBytes is how much need not wait for more.
+	commitBytes = 64 << 10
 )
 
 // A batch is what goes to the disk together. All of it does, or nothing.

@@ -18,8 +18,12 @@ const DefaultQueueBytes = 64 << 20
 // checksum and bbolt's description of both.
 const entryOverhead = 8 + sealSize + 16
 
-// ErrTooLarge says that a record is larger than its whole queue may be.
-var ErrTooLarge = errors.New("record larger than the queue")
+var (
+	// ErrTooLarge says that a record is larger than its whole queue may be.
+	ErrTooLarge = errors.New("record larger than the queue")
+
+	errRemoved = errors.New("the queue was removed")
+)
 
 // A Queue keeps records in their order, on the disk, until they are acknowledged.
 // It is safe for concurrent use.
@@ -111,7 +115,7 @@ func (d *DB) Queues() ([]string, error) {
 	return names, err
 }
 
-// RemoveQueue removes a queue and all that is in it. Nobody may use it any more.
+// RemoveQueue removes a queue and all that is in it. Whoever has it open gets errors.
 func (d *DB) RemoveQueue(name string) error {
 	d.mu.Lock()
 	delete(d.queues, name)
@@ -124,10 +128,10 @@ func (d *DB) RemoveQueue(name string) error {
 	})
 }
 
-// Append stores records behind all others. It returns when they are on the disk,
-// which takes up to a tenth of a second for the sake of others; larger batches
-// are cheaper than many calls. On an error none of them is stored. Where the queue
-// gets too large, the oldest records go and are counted in Dropped.
+// Append stores records behind all others. It returns when they are on the disk.
+// Fewer than 64 KiB may wait a tenth of a second for others to come, so hand over
+// all there are. On an error none of them is stored. Where the queue gets too
+// large, the oldest records go and are counted in Dropped.
 func (q *Queue) Append(records [][]byte) error {
 	size := 0
 	for _, r := range records {
@@ -137,7 +141,10 @@ func (q *Queue) Append(records [][]byte) error {
 		size += len(r) + entryOverhead
 	}
 	return q.db.commit(size, func(tx *bbolt.Tx, b *batch) error {
-		bucket := tx.Bucket(q.bucket)
+		bucket, err := q.in(tx)
+		if err != nil {
+			return err
+		}
 		bucket.FillPercent = 0.95 // keys only grow, so pages are never added to
 		s := b.state(q)
 		for _, r := range records {
@@ -164,7 +171,11 @@ func (q *Queue) Append(records [][]byte) error {
 func (q *Queue) Peek(after uint64, limit int) ([]Entry, error) {
 	var entries []Entry
 	err := q.db.view(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(q.bucket).Cursor()
+		bucket, err := q.in(tx)
+		if err != nil {
+			return err
+		}
+		c := bucket.Cursor()
 		for key, value := c.Seek(numberKey(after + 1)); key != nil && len(entries) < limit; key, value = c.Next() {
 			data, err := unseal(key, value)
 			if err != nil {
@@ -178,10 +189,14 @@ func (q *Queue) Peek(after uint64, limit int) ([]Entry, error) {
 }
 
 // Ack removes all entries up to and with the key through. It returns when that is
-// on the disk: what was acknowledged never comes again.
+// on the disk, perhaps a tenth of a second later: what was acknowledged then never
+// comes again.
 func (q *Queue) Ack(through uint64) error {
 	return q.db.commit(0, func(tx *bbolt.Tx, b *batch) error {
-		bucket := tx.Bucket(q.bucket)
+		bucket, err := q.in(tx)
+		if err != nil {
+			return err
+		}
 		s := b.state(q)
 		for s.first <= through && s.first < s.next {
 			if err := s.removeFirst(bucket); err != nil {
@@ -200,6 +215,14 @@ func (q *Queue) Stats() QueueStats {
 	return QueueStats{
 		Entries: int(q.state.next - q.state.first), Bytes: q.state.bytes, Dropped: q.state.dropped,
 	}
+}
+
+// in returns where the queue is in the file.
+func (q *Queue) in(tx *bbolt.Tx) (*bbolt.Bucket, error) {
+	if bucket := tx.Bucket(q.bucket); bucket != nil {
+		return bucket, nil
+	}
+	return nil, errRemoved
 }
 
 func (q *Queue) set(s queueState) {

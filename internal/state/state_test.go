@@ -164,6 +164,32 @@ func TestBans(t *testing.T) {
 	wantBans(t, d, want)
 }
 
+// TestBansOverRestart takes bans through a file.
+func TestBansOverRestart(t *testing.T) {
+	path, source := newPath(t), netip.MustParsePrefix("203.0.113.7/32")
+	d, before := open(t, path), detector.NewBans(detector.BanPolicy{})
+	ban, err := before.Want(detector.Ban{Source: source}, at)
+	check(t, err)
+	before.Confirm(source, at)
+	check(t, d.SaveBans(before.Changes(at)))
+	check(t, d.Close())
+
+	saved, err := open(t, path).LoadBans()
+	check(t, err)
+	after, later := detector.NewBans(detector.BanPolicy{}), at.Add(20*time.Minute)
+	if left := after.Restore(saved, later); left != 0 {
+		t.Errorf("%d left out", left)
+	}
+	if got, held := after.Holds(source.Addr(), later); !held || !got.Until.Equal(ban.Until) {
+		t.Errorf("held %v until %v, want until %v", held, got.Until, ban.Until)
+	}
+	ended := after.Expire(ban.Until)
+	again, err := after.Want(detector.Ban{Source: source}, ban.Until)
+	if len(ended) != 1 || err != nil || again.Until.Sub(ban.Until) != 2*time.Hour {
+		t.Errorf("%v ended; the next lasts until %v (%v), want two hours", ended, again.Until, err)
+	}
+}
+
 // TestStoredForm holds the form of bans in the file, which later versions have to
 // read.
 func TestStoredForm(t *testing.T) {
@@ -229,7 +255,11 @@ func TestQueueNames(t *testing.T) {
 			t.Errorf("%s is opened as %p and again as %p, %v", name, q, again, err)
 		}
 	}
+	removed := openQueue(t, d, 0)
 	check(t, d.RemoveQueue("slack"))
+	if _, err := removed.Peek(0, 1); !errors.Is(err, errRemoved) || !errors.Is(removed.Append(records(0, 1)), errRemoved) {
+		t.Errorf("a queue that was removed can be used: %v", err)
+	}
 	check(t, d.RemoveQueue("never there"))
 	if names, err := d.Queues(); err != nil || strings.Join(names, " ") != "crowdsec" {
 		t.Errorf("queues are %q, %v", names, err)
