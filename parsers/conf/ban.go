@@ -153,11 +153,13 @@ func never(c *Config, value any) Faults {
 		faults Faults
 	)
 	for _, entry := range entries {
-		if p, err := parsePrefix(entry); err == nil {
-			set.Prefixes = append(set.Prefixes, p)
-		} else if isHostName(entry) {
+		prefix, err := parsePrefix(entry)
+		switch {
+		case err == nil:
+			set.Prefixes = append(set.Prefixes, prefix)
+		case isHostName(entry):
 			set.Names = append(set.Names, entry)
-		} else {
+		default:
 			faults = append(faults, faultf("%q is no address, prefix or host name", entry))
 		}
 	}
@@ -185,14 +187,15 @@ func formatPrefix(p netip.Prefix) string {
 // and the underscore that some have). A name that ends in a number would be an
 // address cut short.
 func isHostName(s string) bool {
-	labels := strings.Split(strings.TrimSuffix(s, "."), ".")
+	s = strings.TrimSuffix(s, ".")
+	labels := strings.Split(s, ".")
 	for _, label := range labels {
 		if label == "" || len(label) > 63 || strings.Trim(label, bareKey) != "" {
 			return false
 		}
 	}
 	last := labels[len(labels)-1]
-	return len(s) <= 254 && strings.Trim(last, "0123456789") != ""
+	return len(s) <= 253 && strings.Trim(last, "0123456789") != ""
 }
 
 func (c *Config) validateBan(d *diagnosis) {

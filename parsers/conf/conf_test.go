@@ -143,23 +143,6 @@ func TestUpstreamTexts(t *testing.T) {
 	}
 }
 
-func TestOutputSettings(t *testing.T) {
-	o := Output{Settings: map[string]any{"route": "/bin/true", "command_first": true, "count": int64(1)}}
-	for name, want := range map[string]string{"route": "/bin/true", "command_first": "", "count": "", "missing": ""} {
-		if got := o.Text(name); got != want {
-			t.Errorf("Text(%q) = %q, want %q", name, got, want)
-		}
-	}
-	for name, want := range map[string]bool{"route": false, "command_first": true, "count": false, "missing": false} {
-		if got := o.Flag(name); got != want {
-			t.Errorf("Flag(%q) = %v, want %v", name, got, want)
-		}
-	}
-	if (Output{}).Text("route") != "" || (Output{}).Flag("command_first") {
-		t.Error("an output without settings has some")
-	}
-}
-
 func TestDefault(t *testing.T) {
 	c := Default()
 	_, warnings, err := parse("default.toml", []byte(DefaultNative()))

@@ -23,12 +23,8 @@ const (
 )
 
 var (
-	errNoDuration  = errors.New(`want a duration such as "2s", "90m", "1d12h" or "1w"`)
-	errTooLong     = errors.New(`longer than ten years; use "forever" or less`)
-	wholeDurations = []struct {
-		unit   string
-		length time.Duration
-	}{{"w", week}, {"d", day}}
+	errNoDuration = errors.New(`want a duration such as "2s", "90m", "1d12h" or "1w"`)
+	errTooLong    = errors.New(`longer than ten years; use "forever" or less`)
 )
 
 // ParseDuration reads what [time.ParseDuration] does, with whole weeks (w) and
@@ -38,36 +34,34 @@ func ParseDuration(s string) (time.Duration, error) {
 	if s == forever {
 		return detector.Forever, nil
 	}
-	rest, sum := s, time.Duration(0)
-	for _, whole := range wholeDurations {
-		digits := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
-		after, found := strings.CutPrefix(rest[len(digits):], whole.unit)
-		if !found {
-			continue
-		}
-		n, err := strconv.ParseUint(digits, 10, 16)
-		switch {
-		case errors.Is(err, strconv.ErrRange):
-			return 0, errTooLong
-		case err != nil:
-			return 0, errNoDuration
-		}
-		rest, sum = after, sum+min(time.Duration(n), maxDuration/whole.length+1)*whole.length
-	}
+	weeks, rest := cutWhole(s, "w", week)
+	days, rest := cutWhole(rest, "d", day)
+	var within time.Duration
 	if rest != "" || s == "" {
-		if strings.ContainsAny(rest, "+-") {
+		var err error
+		if within, err = time.ParseDuration(rest); err != nil || strings.ContainsAny(rest, "+-") {
 			return 0, errNoDuration
 		}
-		parsed, err := time.ParseDuration(rest)
-		if err != nil {
-			return 0, errNoDuration
-		}
-		sum += min(parsed, maxDuration+1)
 	}
-	if sum > maxDuration {
-		return 0, errTooLong
+	if sum := weeks + days + min(within, maxDuration+1); sum <= maxDuration {
+		return sum, nil
 	}
-	return sum, nil
+	return 0, errTooLong
+}
+
+// cutWhole takes a whole number of a unit off the start of s. What is longer than
+// a duration can be is only so long that it is.
+func cutWhole(s, unit string, length time.Duration) (d time.Duration, rest string) {
+	digits := s[:len(s)-len(strings.TrimLeft(s, "0123456789"))]
+	rest, found := strings.CutPrefix(s[len(digits):], unit)
+	if !found || digits == "" {
+		return 0, s
+	}
+	n, err := strconv.ParseUint(digits, 10, 16)
+	if most := uint64(maxDuration/length) + 1; err != nil || n > most {
+		n = most
+	}
+	return time.Duration(n) * length, rest
 }
 
 // FormatDuration writes d so that [ParseDuration] reads it: in days and less,

@@ -65,6 +65,7 @@ func (c *Config) validateOwnPaths(d *diagnosis) {
 	}
 	for _, dir := range c.OutputDirs {
 		wantAbsolute(d, "output_dirs", dir)
+		validatePath(d, "output_dirs", dir)
 	}
 }
 
@@ -72,7 +73,6 @@ func wantAbsolute(d *diagnosis, key, path string) {
 	if !filepath.IsAbs(path) {
 		d.fault(d.at(key), "%q is no absolute path; start it with /", path)
 	}
-	validatePath(d, key, path)
 }
 
 // lacksPorts reports whether there is nothing to watch in one of the ways that
@@ -85,11 +85,15 @@ func (c *Config) lacksPorts() bool {
 	return tcp.Len() == 0 && udp.Len() == 0
 }
 
-// validateFiles makes sure that no two outputs write to the same place.
+// validateFiles makes sure that each thing has a file of its own.
 func (c *Config) validateFiles(d *diagnosis) {
 	const json = "events.json"
+	control := c.Control
+	if control == NoControl {
+		control = ""
+	}
 	writers := []struct{ key, path string }{
-		{"state", c.State}, {"control", c.Control}, {"log.history", c.Log.History}, {json, c.Events.JSON}, {"ban.file", c.Ban.File},
+		{"state", c.State}, {"control", control}, {"log.history", c.Log.History}, {json, c.Events.JSON}, {"ban.file", c.Ban.File},
 	}
 	for i, w := range writers {
 		validatePath(d, w.key, w.path)
