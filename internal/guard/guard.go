@@ -27,8 +27,9 @@ type Config struct {
 	// server's privileges. None stands for port 22.
 	SSHPorts []uint16
 
-	// Traps are the TCP ports where a connection is a probe. None of them
-	// counts as a port where administrators log in.
+	// Traps are the TCP ports where a connection is a probe. None of them counts
+	// as a port where administrators log in, unless a server listens there:
+	// then there is no trap.
 	Traps detector.PortSet
 
 	// ResolvConf are the files that name the host's DNS resolvers. Nil stands

@@ -52,11 +52,12 @@ func (s *sessionTables) findPorts(config *Config, now time.Time) (changed bool, 
 	if err == nil {
 		s.servers = servers
 	}
-	ports := slices.Concat(s.servers, config.SSHPorts)
-	if len(ports) == 0 {
+	ports := slices.Clone(config.SSHPorts)
+	if len(ports)+len(s.servers) == 0 {
 		ports = append(ports, defaultSSHPort)
 	}
-	ports = slices.DeleteFunc(ports, config.Traps.Contains)
+	// Where a server listens no trap does, whatever was asked for.
+	ports = append(slices.DeleteFunc(ports, config.Traps.Contains), s.servers...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
 	changed = !slices.Equal(ports, s.ports)

@@ -426,6 +426,7 @@ func TestSSHServersAreFound(t *testing.T) {
 		"forwarded by root":   {"sshd", "127.0.0.1:2222", Config{}, "22"},
 		"and one by hand":     {"sshd", ":2222", Config{SSHPorts: []uint16{443}}, "443,2222"},
 		"the same by hand":    {"sshd", ":2222", Config{SSHPorts: []uint16{2222}}, "2222"},
+		"all are traps":       {"sshd", ":2222", Config{Traps: detector.NewPortSet(detector.PortRange{First: 1, Last: 65535})}, "2222"},
 		"the default is trap": {"httpd", ":2222", Config{Traps: detector.NewPortSet(detector.PortRange{First: 22, Last: 22})}, ""},
 	}
 	for name, tt := range tests {
