@@ -3,7 +3,6 @@ package outputs
 import (
 	"cmp"
 	"context"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -86,35 +85,41 @@ func (d *Dispatcher) Submit(decision detector.Decision) {
 	defer d.numbering.Unlock()
 	d.sequence++
 	decision.Event.Sequence = d.sequence
-	if oldest, full := d.queue.push(&decision); full {
-		d.saveLocked(&oldest)
+	if oldest, full := d.queue.push(&decision); full && !d.saveLocked(&oldest) {
+		d.queue.dropped.Add(1)
 	}
 }
 
-// saveLocked keeps a decision that was dropped if it has a ban and its source has
-// no other that is kept. The caller holds numbering.
-func (d *Dispatcher) saveLocked(dropped *detector.Decision) {
-	if dropped.Ban == nil || len(d.saved) >= queueLimit {
-		return
+// saveLocked keeps a decision that had to leave the queue if it has a ban and its
+// source has no other that is kept, and reports whether it did. The caller holds
+// numbering.
+func (d *Dispatcher) saveLocked(displaced *detector.Decision) bool {
+	if displaced.Ban == nil || len(d.saved) >= queueLimit {
+		return false
 	}
-	if _, known := d.saved[dropped.Ban.Source]; known {
-		return
+	source := displaced.Ban.Source
+	if _, known := d.saved[source]; known {
+		return false
 	}
-	d.saved[dropped.Ban.Source] = *dropped
-	d.queue.dropped.Add(^uint64(0)) // it was not, after all
+	d.saved[source] = *displaced
+	return true
 }
 
-// takeSaved removes what was saved, in the order of its events.
-func (d *Dispatcher) takeSaved() []detector.Decision {
+// takeSaved removes what was saved of the time before an event, and returns it in
+// the order of its events. What is left is older than the next batch.
+func (d *Dispatcher) takeSaved(before uint64) []detector.Decision {
 	d.numbering.Lock()
 	defer d.numbering.Unlock()
-	if len(d.saved) == 0 {
-		return nil
+	var saved []detector.Decision
+	for source, decision := range d.saved {
+		if decision.Event.Sequence < before {
+			saved = append(saved, decision)
+			delete(d.saved, source)
+		}
 	}
-	saved := slices.SortedFunc(maps.Values(d.saved), func(a, b detector.Decision) int {
+	slices.SortFunc(saved, func(a, b detector.Decision) int {
 		return cmp.Compare(a.Event.Sequence, b.Event.Sequence)
 	})
-	clear(d.saved)
 	return saved
 }
 
@@ -184,7 +189,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 func (d *Dispatcher) settle(ctx context.Context, deliver func([]detector.Event)) {
 	batch := make([]detector.Decision, 0, batchLimit)
 	for d.queue.pop(&batch) {
-		d.enforcer.settle(ctx, d.takeSaved(), deliver)
+		d.enforcer.settle(ctx, d.takeSaved(batch[0].Event.Sequence), deliver)
 		d.enforcer.settle(ctx, batch, deliver)
 	}
 }

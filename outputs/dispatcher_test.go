@@ -327,6 +327,36 @@ func TestDispatcherStopsWithABanUnderWay(t *testing.T) {
 	})
 }
 
+// deaf is a ban output that does not look whether it should stop.
+type deaf struct{ asked int }
+
+func (d *deaf) ChangeBans(_ context.Context, add, _ []detector.Ban) ([]Result, error) {
+	d.asked += len(add)
+	time.Sleep(time.Second) // of the bubble's clock
+	return nil, nil
+}
+
+// Bans that wait at the stop are given up, whatever their output makes of it.
+func TestDispatcherStopsWithManyBansWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o, bans := new(fakeOutput), new(deaf)
+		d := NewDispatcher(quiet(), Enforcement{Outputs: []NamedBans{{"deaf", bans}}, OneByOne: true}, nil, []Named{{"o", o}})
+		stop := start(t, d)
+		const many = 1000
+		for range many {
+			d.Submit(scan("192.0.2.1", true))
+		}
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > settleDeadline+time.Second {
+			t.Errorf("the stop took %v, want at most %v", took, settleDeadline+time.Second)
+		}
+		if len(o.taken()) != many || bans.asked > 3 {
+			t.Errorf("%d events and %d bans, want all %d events and no more than 3 bans", len(o.taken()), bans.asked, many)
+		}
+	})
+}
+
 func BenchmarkDispatch(b *testing.B) {
 	d := NewDispatcher(quiet(), Enforcement{}, nil, []Named{{"o", discard{}}})
 	ctx, cancel := context.WithCancel(b.Context())

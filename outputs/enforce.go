@@ -319,6 +319,13 @@ func (e *enforcer) remove(ctx context.Context, choose func(now time.Time) []dete
 // time, and returns what came of each that is added: nil as its error if any
 // output has put it in force.
 func (e *enforcer) tell(ctx context.Context, add, remove []detector.Ban) []Result {
+	if err := ctx.Err(); err != nil { // the stop: outputs need not find out one by one
+		results := make([]Result, len(add))
+		for i := range results {
+			results[i].Err = err
+		}
+		return results
+	}
 	ctx, cancel := context.WithTimeout(ctx, e.Deadline)
 	defer cancel()
 	answers := make([][]Result, len(e.Outputs))

@@ -220,7 +220,7 @@ func TestSettle(t *testing.T) {
 }
 
 // badCount answers for another number of bans than it was told.
-type badCount struct{ fakeBans }
+type badCount struct{}
 
 func (badCount) ChangeBans(context.Context, []detector.Ban, []detector.Ban) ([]Result, error) {
 	return make([]Result, 3), nil

@@ -29,7 +29,7 @@ func newQueue[T any]() *queue[T] {
 }
 
 // push appends a copy of *item; after close it drops it. It returns the oldest
-// item if that had to make room.
+// item if that had to make room: to keep it or to count it is the caller's.
 func (q *queue[T]) push(item *T) (oldest T, full bool) {
 	q.mu.Lock()
 	oldest, full = q.pushLocked(item)
@@ -42,7 +42,9 @@ func (q *queue[T]) push(item *T) (oldest T, full bool) {
 func (q *queue[T]) pushAll(items []T) {
 	q.mu.Lock()
 	for i := range items {
-		q.pushLocked(&items[i])
+		if _, full := q.pushLocked(&items[i]); full {
+			q.dropped.Add(1)
+		}
 	}
 	q.mu.Unlock()
 	q.ready.Signal()
@@ -57,7 +59,6 @@ func (q *queue[T]) pushLocked(item *T) (oldest T, full bool) {
 		oldest, full = q.items[q.head], true
 		q.head = (q.head + 1) & (len(q.items) - 1)
 		q.n--
-		q.dropped.Add(1)
 	}
 	q.items[(q.head+q.n)&(len(q.items)-1)] = *item
 	q.n++
