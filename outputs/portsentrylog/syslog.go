@@ -78,9 +78,19 @@ func NewSyslog(o SyslogOptions) *Syslog {
 // Print sends one line about the daemon itself. Unlike an event it does not come
 // again: after an error the line is lost.
 func (s *Syslog) Print(ctx context.Context, severity logline.Severity, text string) error {
+	line := logline.AppendLine(nil, severity, text)
+	wasConnected := s.conn != nil
+	err := s.print(ctx, line)
+	if err != nil && wasConnected && !errors.Is(err, os.ErrDeadlineExceeded) {
+		err = s.print(ctx, line) // the daemon has started anew, as syslog(3) takes it
+	}
+	return err
+}
+
+func (s *Syslog) print(ctx context.Context, line []byte) error {
 	err := s.connect(ctx)
 	if err == nil {
-		err = s.sendLine(time.Now(), logline.AppendLine(nil, severity, text))
+		err = s.sendLine(time.Now(), line)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("syslog: %w", err), s.Close())

@@ -162,6 +162,26 @@ func TestSyslogRestarts(t *testing.T) {
 	wantMessages(t, peer, "7", "9")
 }
 
+// A line about the daemon gets through to a syslog daemon that has started anew.
+func TestPrintAfterARestart(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "log")
+	s := newSyslog(t, socket, nil)
+	peer := listen(t, socket)
+	say := func(text string) {
+		t.Helper()
+		if err := s.Print(t.Context(), logline.Normal, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say("one")
+	stop(t, peer, socket)
+	peer = listen(t, socket)
+	say("two")
+	if got := <-receive(peer, 1); len(got) != 1 || !strings.HasSuffix(got[0], ": two") {
+		t.Errorf("the new daemon got %q, want the second line", got)
+	}
+}
+
 // receive reads n messages, or fewer if peer is closed.
 func receive(peer *net.UnixConn, n int) <-chan []string {
 	received := make(chan []string, 1)
