@@ -16,30 +16,26 @@ import (
 
 // newEnforcement returns how bans are put in force. Where nobody is banned, the
 // ledger may still have to remember who was reported.
-func (d *daemon) newEnforcement() (outputs.Enforcement, error) {
-	var e outputs.Enforcement
+func (d *daemon) newEnforcement() (e outputs.Enforcement, err error) {
+	if d.config.Ban.Evidence != conf.EvidenceOff {
+		tcp, _ := d.config.Opened()
+		if d.guard, err = guard.Watch(guard.Config{Traps: tcp}, d.log); err != nil {
+			return e, fmt.Errorf("find out who must never be banned: %w", err)
+		}
+		e.Spared = d.guard.Spared
+		classic := newClassicBans(d.config, d.makeHostsDeny, d.mode)
+		e.Outputs = []outputs.NamedBans{{Name: "classic", Output: classic}}
+		e.OneByOne = true // commands take their time
+		e.Deadline = 4 * runcmd.DefaultTimeout
+	}
 	if path := d.config.Ban.File; path != "" {
-		blocked, err := blockfile.Open(path, d.config.Ban.FileFormat, func(w conf.Warning) { d.warn(w) })
-		if err != nil {
+		warn := func(w conf.Warning) { d.warn(w) }
+		if d.blocked, err = blockfile.Open(path, d.config.Ban.FileFormat, warn); err != nil {
 			return e, err
 		}
-		d.blocked = blocked
-		e.Ledger = ledger{blocked}
+		e.Ledger = ledger{d.blocked}
 		e.LedgerOfAll = d.config.Ban.FileFormat == conf.BanFilePortSentry1
 	}
-	if d.config.Ban.Evidence == conf.EvidenceOff {
-		return e, nil
-	}
-	var err error
-	tcp, _ := d.config.Opened()
-	if d.guard, err = guard.Watch(guard.Config{Traps: tcp}, d.log); err != nil {
-		return e, fmt.Errorf("find out who must never be banned: %w", err)
-	}
-	e.Spared = d.guard.Spared
-	classic := newClassicBans(d.config, d.makeHostsDeny, modeOf(d.config, d.advanced))
-	e.Outputs = []outputs.NamedBans{{Name: "classic", Output: classic}}
-	e.OneByOne = true // commands take their time
-	e.Deadline = 4 * runcmd.DefaultTimeout
 	return e, nil
 }
 

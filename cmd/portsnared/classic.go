@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/portsnare/portsnare/detector"
@@ -134,33 +133,13 @@ func (c *classicBans) run(ctx context.Context, kind detector.ActKind, command st
 	if err == nil {
 		err = c.runner.Run(ctx, command)
 	}
-	if err != nil {
-		err = fmt.Errorf("%q: %w", command, err)
-	}
 	return detector.Act{Kind: kind, Text: command, Err: err}
 }
 
-// modeOf returns the word for $MODE$ in PortSentry 2, or in PortSentry 1.2 if cfg
-// is one of its configurations.
-func modeOf(cfg conf.Config, advanced bool) func(*detector.Probe) runcmd.Mode {
-	return func(p *detector.Probe) runcmd.Mode {
-		trapped, udp := p.Technique == detector.TechniqueConnect, p.Proto == detector.UDP
-		switch v1 := cfg.Log.Format == conf.LinesPortSentry1; {
-		case !v1 && trapped:
-			return runcmd.ModeConnect
-		case !v1:
-			return runcmd.ModeStealth
-		case trapped && udp:
-			return runcmd.ModeUDP
-		case trapped:
-			return runcmd.ModeTCP
-		case udp && advanced:
-			return runcmd.ModeAUDP
-		case udp:
-			return runcmd.ModeSUDP
-		case advanced:
-			return runcmd.ModeATCP
-		}
-		return runcmd.ModeSTCP
+// mode2 returns PortSentry 2's word for $MODE$.
+func mode2(p *detector.Probe) runcmd.Mode {
+	if p.Technique == detector.TechniqueConnect {
+		return runcmd.ModeConnect
 	}
+	return runcmd.ModeStealth
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/portsnare/portsnare/detector/capture"
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
+	"github.com/portsnare/portsnare/outputs/runcmd"
 	"github.com/portsnare/portsnare/parsers/conf"
 )
 
@@ -26,8 +27,9 @@ type persona struct {
 	active     func(d *daemon)                                                   // tells that everything is open
 	refused    func(ports []capture.RefusedPort)                                 // tells of traps that could not be had
 
+	mode func(*detector.Probe) runcmd.Mode // the word for $MODE$
+
 	tellServices  bool // report packets that a service takes
-	advanced      bool // it is PortSentry 1.2 in an advanced mode
 	makeHostsDeny bool // a missing hosts.deny is made
 	ignoreHangup  bool // SIGHUP does nothing
 }
@@ -41,6 +43,7 @@ func watch(o options, log *logrus.Entry, stdout io.Writer) error {
 		load:       func() (conf.Config, error) { return loadConfig(o, log) },
 		loadIgnore: conf.LoadIgnore,
 		form:       lineForm,
+		mode:       mode2,
 		active:     (*daemon).logActive,
 		refused:    func(ports []capture.RefusedPort) { logRefused(log, ports) },
 	}

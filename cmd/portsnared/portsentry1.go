@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/detector/capture"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
+	"github.com/portsnare/portsnare/outputs/runcmd"
 	"github.com/portsnare/portsnare/parsers/cmdline"
 	"github.com/portsnare/portsnare/parsers/conf"
 	"github.com/portsnare/portsnare/parsers/logline"
@@ -115,11 +117,12 @@ func (p *portSentry1) runDaemon() int {
 	if !p.word.Opens() && !p.leaveOutTaken(&cfg) {
 		return p.end(exitPortSentry1)
 	}
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, os.Interrupt)
+	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	context.AfterFunc(interrupted, stop) // so that a second one ends it at once
 	err = p.persona().watch(cfg)
 	switch {
-	case len(interrupted) > 0: // with that it goes without a word
+	case interrupted.Err() != nil: // with that it goes without a word
 		return exitOK
 	case err != nil:
 		p.sayError(err)
@@ -179,10 +182,17 @@ func (p *portSentry1) persona() persona {
 		},
 		active:        p.active,
 		refused:       p.noteRefused,
-		advanced:      p.word.Advanced(),
+		mode:          p.mode,
 		makeHostsDeny: true,
 		ignoreHangup:  true,
 	}
+}
+
+// mode returns the word for $MODE$, which is the one that the program was started
+// with.
+func (p *portSentry1) mode(*detector.Probe) runcmd.Mode {
+	mode, _ := runcmd.ParseMode(string(p.word)) // it knows all six
+	return mode
 }
 
 // loadIgnore reads the ignore file. Without one PortSentry 1.2 ignores nobody. We

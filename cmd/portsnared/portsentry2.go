@@ -127,6 +127,7 @@ func (p *portSentry2) persona() persona {
 		load:         p.load,
 		loadIgnore:   p.loadIgnore,
 		form:         p.form,
+		mode:         mode2,
 		active:       p.active,
 		refused:      p.refused,
 		tellServices: true,

@@ -80,12 +80,12 @@ var goldenEvents = []detector.Event{
 	scan(func(ev *detector.Event) {
 		ev.Acts = []detector.Act{
 			{Kind: detector.ActHostsDeny, Text: "ALL: 203.0.113.7 : DENY", Present: true},
-			{Kind: detector.ActRoute, Text: `sh -c "false"`, Err: errors.New("exit status 1\n")},
+			{Kind: detector.ActRoute, Text: `sh -c "false"`, Err: errors.New("exit status 1\tor so")},
 			{Kind: detector.ActCommand, Text: "/usr/local/bin/notify 203.0.113.7"},
 		}
 	}),
 	{At: at, Sequence: 5, Action: detector.ServiceReached},
-	{At: at, Sequence: 6, Action: detector.AcceptFailed, Reason: "accept failed 103: software caused connection abort"},
+	{At: at, Sequence: 6, Action: detector.AcceptFailed, Probe: detector.Probe{Target: netip.MustParseAddrPort("[::]:111")}, Reason: "accept failed 103: software caused connection abort"},
 	{At: at, Sequence: 7, Action: detector.BanBegan, Ban: &detector.Ban{
 		Source: netip.MustParsePrefix("203.0.113.0/24"), Until: at.Add(time.Hour), Origin: "operator", Reason: "too \"loud\"",
 	}},

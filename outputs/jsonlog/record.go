@@ -217,6 +217,11 @@ func ruleID(t detector.Technique) string {
 
 // appendDaemonEvent appends what a record tells of the daemon itself.
 func (w *Writer) appendDaemonEvent(dst []byte, ev *detector.Event) []byte {
+	if port := ev.Probe.Target.Port(); port != 0 {
+		dst = append(dst, `,"destination":{"port":`...)
+		dst = strconv.AppendUint(dst, uint64(port), 10)
+		dst = append(dst, '}')
+	}
 	dst = append(dst, w.daemon...)
 	dst = append(dst, '}')
 	dst = append(dst, w.daemonHost...)

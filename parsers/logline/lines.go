@@ -192,8 +192,10 @@ func (b *banLines) appendAct(dst []byte, source string, act *detector.Act) []byt
 	switch {
 	case errors.Is(act.Err, detector.ErrNoTarget):
 		return AppendLine(dst, b.grade, b.prefix+"No target variable specified in "+actKey(act.Kind)+" option. Skipping.")
-	case act.Err != nil:
+	case act.Err != nil && act.Kind == detector.ActHostsDeny:
 		return AppendLine(dst, b.grade, b.prefix+act.Err.Error())
+	case act.Err != nil: // first the cause: the command may be cut
+		return AppendLine(dst, b.grade, b.prefix+actKey(act.Kind)+" has failed: "+act.Err.Error()+`: "`+act.Text+`"`)
 	case act.Present && b.tellPresent:
 		return AppendLine(dst, Normal, "Host "+source+" already in hosts.deny file, skipping.")
 	}
