@@ -242,7 +242,8 @@ func (b *ipset) undisturbed(ctx context.Context, bans map[netip.Prefix]time.Time
 	}
 	for _, f := range ipsetFamilies {
 		least, most := countBans(bans, f.ipv6)
-		if got, err := b.count(ctx, f); err != nil || got < least || got > most {
+		got, err := b.count(ctx, f)
+		if ok := err == nil && least <= got && got <= most; !ok {
 			return false, nil
 		}
 	}
@@ -459,5 +460,10 @@ func (c *complaint) explain(name string, err error) error {
 			return fmt.Errorf("%s: %s: %w", name, text, errNoCapability)
 		}
 	}
+	if strings.Contains(text, "Cannot open session to kernel") {
+		return fmt.Errorf("%s: %s: %w", name, text, errNoIPSet)
+	}
 	return fmt.Errorf("%s: %w: %s", name, err, text)
 }
+
+var errNoIPSet = errors.New("the kernel lacks ipset; run \"modprobe ip_set\"")

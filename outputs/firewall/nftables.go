@@ -94,7 +94,7 @@ func (n *nft) change(_ context.Context, before, after map[netip.Prefix]time.Time
 
 // manyBans is from how many bans on the kernel is not to tell the monitor of our
 // own transactions: it reserves a page for each element that it tells of.
-const manyBans = 1000
+const manyBans = 64
 
 // commitNext commits what was queued about some number of bans, and notes whether
 // that was the only transaction since n.generation.

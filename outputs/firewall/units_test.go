@@ -183,6 +183,7 @@ func TestComplaints(t *testing.T) {
 		want   string
 	}{
 		"capability": {"ipset v7.17: Kernel error received: Operation not permitted\n", "ipset: ipset v7.17: Kernel error received: Operation not permitted: grant the module the capability net_admin"},
+		"module":     {"ipset v7.17: Cannot open session to kernel.\n", "ipset: ipset v7.17: Cannot open session to kernel.: the kernel lacks ipset; run \"modprobe ip_set\""},
 		"other":      {"ipset v7.17: The set with the given name does not exist\n", "ipset: exit status 1: ipset v7.17: The set with the given name does not exist"},
 		"long":       {strings.Repeat("x", 2*maxComplaint), "ipset: exit status 1: " + strings.Repeat("x", maxComplaint)},
 	}
