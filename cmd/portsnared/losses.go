@@ -52,9 +52,13 @@ func (d *daemon) losses() losses {
 	return l
 }
 
-// reportLosses reports what was lost since it was last called. It is not safe
-// for concurrent use.
+// reportLosses reports what was lost, and what was left out on purpose, since it
+// was last called. It is not safe for concurrent use.
 func (d *daemon) reportLosses() {
+	if n := d.outputs.leftOut.Load(); n != d.leftOut {
+		d.log.WithField("lines", n-d.leftOut).Warn("probes have no line, more than log.per_second came")
+		d.leftOut = n
+	}
 	now, before := d.losses(), d.reported
 	if now == before {
 		return

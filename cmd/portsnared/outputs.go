@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,7 @@ import (
 type outputSet struct {
 	named   []outputs.Named
 	closers []io.Closer
+	leftOut atomic.Uint64 // probes without a line or a record, because of their number
 }
 
 // openOutputs opens the outputs of cfg. Files are created at once, so that a
@@ -38,14 +40,14 @@ func openOutputs(cfg conf.Config, out, fault outputs.Appender, form portsentrylo
 		}
 	}()
 	if !cfg.Log.NoStdout {
-		set.add("stdout", portsentrylog.NewLines(out, fault, form))
+		set.addLimited(cfg, "stdout", portsentrylog.NewLines(out, fault, form))
 	}
 	if cfg.Log.History != "" && cfg.Log.History != os.DevNull {
 		history, err := set.file(cfg.Log.History, 0o644)
 		if err != nil {
 			return nil, historyFault(cfg.Log.History, err)
 		}
-		set.add("history", newHistory(cfg.Log.HistoryFormat, history))
+		set.addLimited(cfg, "history", newHistory(cfg.Log.HistoryFormat, history))
 	}
 	if cfg.Log.Syslog {
 		syslog := portsentrylog.NewSyslog(portsentrylog.SyslogOptions{
@@ -53,7 +55,7 @@ func openOutputs(cfg conf.Config, out, fault outputs.Appender, form portsentrylo
 			Form: form,
 		})
 		set.closers = append(set.closers, syslog)
-		set.add("syslog", syslog)
+		set.addLimited(cfg, "syslog", syslog)
 	}
 	if cfg.Events.JSON != "" {
 		to := out
@@ -100,6 +102,14 @@ func jsonOptions() jsonlog.Options {
 
 func (s *outputSet) add(name string, o outputs.Output) {
 	s.named = append(s.named, outputs.Named{Name: name, Output: o})
+}
+
+// addLimited adds an output of lines or records, of as many as cfg allows.
+func (s *outputSet) addLimited(cfg conf.Config, name string, o outputs.Output) {
+	if n := cfg.Log.PerSecond; n > 0 {
+		o = &limited{Output: o, perSecond: n, leftOut: &s.leftOut}
+	}
+	s.add(name, o)
 }
 
 func (s *outputSet) file(path string, mode os.FileMode) (*logfile.File, error) {

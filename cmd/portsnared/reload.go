@@ -113,6 +113,7 @@ func (d *daemon) reload() error {
 func (d *daemon) keepWhatIsOpen(cfg *conf.Config) bool {
 	wanted := *cfg
 	cfg.Interfaces, cfg.Detect.Broadcasts = d.config.Interfaces, d.config.Detect.Broadcasts
+	cfg.State, cfg.Control, cfg.OutputDirs = d.config.State, d.config.Control, d.config.OutputDirs
 	cfg.Ban, cfg.Log, cfg.Events, cfg.Outputs = d.config.Ban, d.config.Log, d.config.Events, d.config.Outputs
 	return !reflect.DeepEqual(*cfg, wanted)
 }

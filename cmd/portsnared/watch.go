@@ -41,6 +41,7 @@ type daemon struct {
 	ignored     detector.PrefixSet // what the ignore files said
 	ignoreFiles files              // as they were when last read
 	reported    losses             // so far
+	leftOut     uint64             // probes without a line, so far told of
 }
 
 // watch reports probes until a signal ends it.

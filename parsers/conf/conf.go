@@ -107,6 +107,10 @@ type Log struct {
 	History   string // append a record of each to this file; default none
 	Resolve   bool   // look up the name of a source; default false
 
+	// PerSecond is how many probes have lines, and how many have records, in a
+	// second. Default: 0, which is all.
+	PerSecond int
+
 	// ResolveWithin is how long a name may take; then the line carries the
 	// address. It matters only with Resolve. Default: DefaultResolveWithin.
 	ResolveWithin time.Duration

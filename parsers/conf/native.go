@@ -46,6 +46,7 @@ var nativeKeys = withKeys(banKeys, map[string]setter[Config]{
 	"log.format":         text(func(c *Config) *LineFormat { return &c.Log.Format }),
 	"log.history_format": text(func(c *Config) *HistoryFormat { return &c.Log.HistoryFormat }),
 	"log.resolve":        when(func(c *Config) *bool { return &c.Log.Resolve }),
+	"log.per_second":     number(0, maxPerSecond, func(c *Config) *int { return &c.Log.PerSecond }),
 	"log.resolve_within": duration(minResolveWithin, maxResolveWithin, func(c *Config) *time.Duration { return &c.Log.ResolveWithin }),
 
 	"events.json": text(func(c *Config) *string { return &c.Events.JSON }),
@@ -277,6 +278,9 @@ func number[C any](least, most int, field func(*C) *int) setter[C] {
 
 // maxTrigger bounds detect.trigger, so that it is an int everywhere.
 const maxTrigger = math.MaxInt32
+
+// maxPerSecond bounds log.per_second at more than any disk takes.
+const maxPerSecond = 1_000_000
 
 // The bounds of log.resolve_within: what a resolver next door needs, and what
 // the line of an event may be late.

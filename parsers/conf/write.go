@@ -46,6 +46,7 @@ func (c Config) AppendNative(dst []byte) []byte {
 	w.textUnless("history", c.Log.History, "")
 	w.textUnless("history_format", string(c.Log.HistoryFormat), string(HistoryPortSentry2))
 	w.pairIf(c.Log.Resolve, "resolve", true)
+	w.pairIf(c.Log.PerSecond != 0, "per_second", int64(c.Log.PerSecond))
 	w.durationUnless("resolve_within", c.Log.ResolveWithin, DefaultResolveWithin)
 
 	w.table("events")
