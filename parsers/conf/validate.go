@@ -98,8 +98,8 @@ func (c *Config) validateFiles(d *diagnosis) {
 	for i, w := range writers {
 		validatePath(d, w.key, w.path)
 		for _, other := range writers[:i] {
-			if w.path != "" && filepath.Clean(w.path) == filepath.Clean(other.path) {
-				d.fault(d.at(w.key), "this is the file of %s; two writers would tear each other's records, so name another", other.key)
+			if w.path != "" && other.path != "" && filepath.Clean(w.path) == filepath.Clean(other.path) {
+				d.fault(d.at(w.key), "this is the file of %s; two writers would tear each other's records, so name another", cmp.Or(d.at(other.key).Key, other.key))
 				break
 			}
 		}
