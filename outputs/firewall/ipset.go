@@ -455,15 +455,23 @@ func (c *complaint) explain(name string, err error) error {
 		return nil
 	}
 	text := strings.Join(strings.Fields(string(c.text)), " ")
-	for _, sign := range []string{"Operation not permitted", "Permission denied", "you must be root"} {
-		if strings.Contains(text, sign) {
-			return fmt.Errorf("%s: %s: %w", name, text, errNoCapability)
+	for _, r := range remedies {
+		if strings.Contains(text, r.sign) {
+			return fmt.Errorf("%s: %s: %w", name, text, r.remedy)
 		}
-	}
-	if strings.Contains(text, "Cannot open session to kernel") {
-		return fmt.Errorf("%s: %s: %w", name, text, errNoIPSet)
 	}
 	return fmt.Errorf("%s: %w: %s", name, err, text)
 }
 
-var errNoIPSet = errors.New("the kernel lacks ipset; run \"modprobe ip_set\"")
+// remedies are for what the programs complain about.
+var remedies = []struct {
+	sign   string
+	remedy error
+}{
+	{"Cannot open session to kernel", errors.New("the kernel lacks ipset; run \"modprobe ip_set\"")},
+	{"open socket to ipset", errors.New("grant the module the capability net_raw")},
+	{"lock file", errors.New("let the module's user write that file, or take iptables-nft (update-alternatives --config iptables)")},
+	{"Operation not permitted", errNoCapability},
+	{"Permission denied", errNoCapability},
+	{"must be root", errNoCapability},
+}

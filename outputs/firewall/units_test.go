@@ -184,6 +184,8 @@ func TestComplaints(t *testing.T) {
 	}{
 		"capability": {"ipset v7.17: Kernel error received: Operation not permitted\n", "ipset: ipset v7.17: Kernel error received: Operation not permitted: grant the module the capability net_admin"},
 		"module":     {"ipset v7.17: Cannot open session to kernel.\n", "ipset: ipset v7.17: Cannot open session to kernel.: the kernel lacks ipset; run \"modprobe ip_set\""},
+		"raw socket": {"Can't open socket to ipset.\n", "ipset: Can't open socket to ipset.: grant the module the capability net_raw"},
+		"lock file":  {"Fatal: can't open lock file /run/xtables.lock: Permission denied\n", "ipset: Fatal: can't open lock file /run/xtables.lock: Permission denied: let the module's user write that file, or take iptables-nft (update-alternatives --config iptables)"},
 		"other":      {"ipset v7.17: The set with the given name does not exist\n", "ipset: exit status 1: ipset v7.17: The set with the given name does not exist"},
 		"long":       {strings.Repeat("x", 2*maxComplaint), "ipset: exit status 1: " + strings.Repeat("x", maxComplaint)},
 	}
