@@ -217,6 +217,10 @@ func (d *Dispatcher) Ban(ctx context.Context, ban detector.Ban) (detector.Ban, e
 	return ban, err
 }
 
+// Bans returns all bans that are to be in force, also those that outputs are just
+// being told of, for an output that has started anew. It does not block.
+func (d *Dispatcher) Bans() []detector.Ban { return d.enforcer.current() }
+
 // Unban lifts the bans of prefix and of everything inside it, for good: its
 // offences are forgotten, and for a while the policy does not ban it again. It
 // returns the bans that there were.

@@ -93,6 +93,8 @@ type enforcer struct {
 	asked  []askedBan
 	adding map[netip.Prefix]int // the index in bans of a source, where it is remembered
 
+	underWay atomic.Pointer[[]detector.Ban] // that outputs are being told to add
+
 	failing, unwritten bool // the last ban, the last entry in the ledger; the log says so
 
 	stats struct{ banned, failed, spared, refused, held atomic.Uint64 }
@@ -251,7 +253,9 @@ func (e *enforcer) wouldBan(ban *detector.Ban) string {
 func (e *enforcer) add(ctx context.Context, bans []detector.Ban) []Result {
 	results := make([]Result, len(bans))
 	if !e.DryRun {
+		e.underWay.Store(&bans)
 		results = e.tell(ctx, bans, nil)
+		defer e.underWay.Store(nil)
 	}
 	now := time.Now()
 	for i := range bans {
@@ -315,6 +319,21 @@ func (e *enforcer) remove(ctx context.Context, choose func(now time.Time) []dete
 	return bans, nil
 }
 
+// current returns all that is to be in force: what an output that has just started
+// must be told.
+func (e *enforcer) current() []detector.Ban {
+	if e.Bans == nil || e.DryRun {
+		return nil
+	}
+	// In this order, nothing falls between.
+	underWay := e.underWay.Load()
+	bans := e.Bans.All(time.Now())
+	if underWay != nil {
+		bans = append(bans, *underWay...)
+	}
+	return bans
+}
+
 // tell tells every output which bans to add and which to remove, all at the same
 // time, and returns what came of each that is added: nil as its error if any
 // output has put it in force.
@@ -348,6 +367,9 @@ func (e *enforcer) tell(ctx context.Context, add, remove []detector.Ban) []Resul
 // error is what a log should tell: where there are acts, the event does.
 func change(ctx context.Context, o NamedBans, add, remove []detector.Ban) ([]Result, error) {
 	results, err := o.Output.ChangeBans(ctx, add, remove)
+	if errors.Is(err, ErrNoBans) {
+		return nil, nil // it has no say in it
+	}
 	if err == nil && results != nil && len(results) != len(add) {
 		err = errResults
 	}
@@ -372,6 +394,9 @@ func change(ctx context.Context, o NamedBans, add, remove []detector.Ban) ([]Res
 func merge(answers [][]Result, i int) Result {
 	merged := Result{Err: errNoOutput}
 	for _, results := range answers {
+		if results == nil {
+			continue
+		}
 		r := &results[i]
 		merged.Acts = append(merged.Acts, r.Acts...)
 		if merged.Err != nil {
