@@ -61,7 +61,7 @@ func (c *classicBans) ChangeBans(ctx context.Context, add, _ []detector.Ban) ([]
 // program, which is not that of its documentation.
 func (c *classicBans) ban(ctx context.Context, ban *detector.Ban) outputs.Result {
 	probe := &ban.Probe
-	tokens := runcmd.Tokens{Source: ban.Source.Addr(), Port: probe.Target.Port(), Mode: c.mode(probe)}
+	tokens := runcmd.Tokens{Source: ban.Source, Port: probe.Target.Port(), Mode: c.mode(probe)}
 	var acts []detector.Act
 	switch c.reaction(probe.Proto) {
 	case conf.ReactCommand:

@@ -35,9 +35,14 @@ func newAccess(t *testing.T, text string) (dir string, f *File) {
 }
 
 func TestTCPWrappersKeepTheSourceOut(t *testing.T) {
-	sources := map[string]string{"192.0.2.7": "192.0.2.70", "2001:db8::7": "2001:db8::70"}
+	sources := map[string]struct{ out, in string }{
+		"192.0.2.7":         {"192.0.2.7", "192.0.2.70"},
+		"192.0.2.0/29":      {"192.0.2.7", "192.0.2.8"},
+		"2001:db8::7":       {"2001:db8::7", "2001:db8::70"},
+		"2001:db8:0:1::/64": {"2001:db8:0:1:f::1", "2001:db8:0:2::1"},
+	}
 	for _, template := range []string{"ALL: $TARGET$ : DENY", "ALL: $TARGET$", "sshd: [$TARGET$]"} {
-		for source, other := range sources {
+		for source, want := range sources {
 			t.Run(template+" "+source, func(t *testing.T) {
 				dir, f := newAccess(t, "")
 				line, err := Line(template, tokens(source))
@@ -45,13 +50,13 @@ func TestTCPWrappersKeepTheSourceOut(t *testing.T) {
 					t.Fatal(err)
 				}
 				mustAdd(t, f, line)
-				if !denied(t, dir, source) || denied(t, dir, other) {
+				if !denied(t, dir, want.out) || denied(t, dir, want.in) {
 					t.Errorf("%q: %s denied %v, %s denied %v", line,
-						source, denied(t, dir, source), other, denied(t, dir, other))
+						want.out, denied(t, dir, want.out), want.in, denied(t, dir, want.in))
 				}
 				mustRemove(t, f, line)
-				if denied(t, dir, source) {
-					t.Errorf("%s is denied after the line has gone", source)
+				if denied(t, dir, want.out) {
+					t.Errorf("%s is denied after the line has gone", want.out)
 				}
 			})
 		}

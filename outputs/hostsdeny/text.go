@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -23,11 +25,31 @@ const maxLine = 2046
 // template does not name the source.
 func Line(template string, t runcmd.Tokens) (string, error) {
 	const target = "$TARGET$"
-	template = strings.ReplaceAll(template, "["+target+"]", target)
-	if t.Source.Unmap().Is6() {
-		template = strings.ReplaceAll(template, target, "["+target+"]")
+	if !strings.Contains(template, target) {
+		return "", runcmd.ErrNoTarget
 	}
-	return runcmd.ExpandBan(template, t)
+	source, err := runcmd.Source(t.Source)
+	if err != nil {
+		return "", err
+	}
+	client := clientOf(source)
+	template = strings.NewReplacer("["+target+"]", client, target, client).Replace(template)
+	return runcmd.Expand(template, t)
+}
+
+// clientOf writes a source as hosts_access(5) wants it.
+func clientOf(source netip.Prefix) string {
+	addr := source.Addr()
+	switch {
+	case addr.Is6() && source.IsSingleIP():
+		return "[" + addr.String() + "]"
+	case addr.Is6():
+		return fmt.Sprintf("[%v]/%d", addr, source.Bits())
+	case source.IsSingleIP():
+		return addr.String()
+	}
+	// Not every libwrap takes a length for a mask.
+	return addr.String() + "/" + net.IP(net.CIDRMask(source.Bits(), addr.BitLen())).String()
 }
 
 // checkLine says what is wrong with a line. What passes is one rule to libwrap,

@@ -21,9 +21,12 @@ func TestLine(t *testing.T) {
 		"short style":           {"ALL: $TARGET$", "2001:db8::1", "ALL: [2001:db8::1]"},
 		"brackets already":      {"ALL: [$TARGET$]", "2001:db8::1", "ALL: [2001:db8::1]"},
 		"brackets and IPv4":     {"ALL: [$TARGET$]", "192.0.2.7", "ALL: 192.0.2.7"},
-		"prefix":                {"ALL: $TARGET$/64", "2001:db8::1", "ALL: [2001:db8::1]/64"},
+		"IPv6 prefix":           {"ALL: $TARGET$", "2001:db8:0:1:ffff::/64", "ALL: [2001:db8:0:1::]/64"},
+		"IPv6 prefix, brackets": {"ALL: [$TARGET$] : DENY", "2001:db8::/48", "ALL: [2001:db8::]/48 : DENY"},
+		"IPv4 prefix":           {"ALL: $TARGET$", "192.0.2.7/29", "ALL: 192.0.2.0/255.255.255.248"},
+		"IPv4-mapped prefix":    {"ALL: $TARGET$", "::ffff:192.0.2.7/120", "ALL: 192.0.2.0/255.255.255.0"},
 		"twice":                 {"sshd: $TARGET$ [$TARGET$]", "2001:db8::1", "sshd: [2001:db8::1] [2001:db8::1]"},
-		"zone":                  {"ALL: $TARGET$", "fe80::1%eth0", "ALL: [fe80::1]"},
+		"link-local":            {"ALL: $TARGET$", "fe80::1", "ALL: [fe80::1]"},
 		"IPv4-mapped":           {"ALL: $TARGET$", "::ffff:192.0.2.7", "ALL: 192.0.2.7"},
 		"port and mode as well": {"ALL: $TARGET$ : spawn logger $PORT$ $MODE$", "192.0.2.7", "ALL: 192.0.2.7 : spawn logger 11 stealth"},
 	}
@@ -45,8 +48,16 @@ func TestLine(t *testing.T) {
 	}
 }
 
+// tokens are those of a source, an address or a prefix.
 func tokens(source string) runcmd.Tokens {
-	return runcmd.Tokens{Source: netip.MustParseAddr(source), Port: 11, Mode: runcmd.ModeStealth}
+	return runcmd.Tokens{Source: prefix(source), Port: 11, Mode: runcmd.ModeStealth}
+}
+
+func prefix(source string) netip.Prefix {
+	if addr, err := netip.ParseAddr(source); err == nil {
+		return netip.PrefixFrom(addr, addr.BitLen())
+	}
+	return netip.MustParsePrefix(source)
 }
 
 func TestCheckLine(t *testing.T) {

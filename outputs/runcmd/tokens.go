@@ -18,9 +18,37 @@ const target = "$TARGET$"
 // the whole defence of the shell: an address, a number and a word of ours have
 // no byte that it takes for more than text, whatever a stranger sends.
 type Tokens struct {
-	Source netip.Addr // $TARGET$; without its zone, and an IPv4-mapped one as IPv4
-	Port   uint16     // $PORT$, which was probed
-	Mode   Mode       // $MODE$
+	Source netip.Prefix // $TARGET$: an address if it is a single one, else "2001:db8::/64"
+	Port   uint16       // $PORT$, which was probed; 0 if the ban has no probe
+	Mode   Mode         // $MODE$
+}
+
+// Source returns the source of a ban in the one form that it has: without host
+// bits, and as IPv4 if it is IPv4-mapped. It refuses what nobody can mean to ban.
+func Source(p netip.Prefix) (netip.Prefix, error) {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	switch p = p.Masked(); {
+	case !p.IsValid():
+		return p, errNoSource
+	case p.Bits() == 0:
+		return p, errEverybody
+	}
+	return p, nil
+}
+
+var (
+	errNoSource  = errors.New("a ban without a source")
+	errEverybody = errors.New("a ban of all addresses")
+)
+
+// word returns what stands for $TARGET$.
+func word(source netip.Prefix) string {
+	if source.IsSingleIP() {
+		return source.Addr().String()
+	}
+	return source.String()
 }
 
 // A Mode is the word for $MODE$: how the probe was caught.
@@ -72,11 +100,12 @@ func ParseMode(word string) (Mode, error) {
 // Expand replaces every $TARGET$, $PORT$ and $MODE$ in template, as PortSentry
 // does. It fails if t has no source.
 func Expand(template string, t Tokens) (string, error) {
-	if !t.Source.IsValid() {
-		return "", errors.New("no source to put in the place of " + target)
+	source, err := Source(t.Source)
+	if err != nil {
+		return "", err
 	}
 	return strings.NewReplacer(
-		target, t.Source.WithZone("").Unmap().String(),
+		target, word(source),
 		"$PORT$", strconv.Itoa(int(t.Port)),
 		"$MODE$", t.Mode.String(),
 	).Replace(template), nil

@@ -8,9 +8,11 @@ import (
 )
 
 func TestExpand(t *testing.T) {
-	four := Tokens{Source: netip.MustParseAddr("192.0.2.7"), Port: 11, Mode: ModeStealth}
-	six := Tokens{Source: netip.MustParseAddr("fe80::1%eth0"), Port: 65535, Mode: ModeConnect}
-	mapped := Tokens{Source: netip.MustParseAddr("::ffff:192.0.2.7"), Mode: ModeSUDP}
+	four := Tokens{Source: netip.MustParsePrefix("192.0.2.7/32"), Port: 11, Mode: ModeStealth}
+	six := Tokens{Source: netip.MustParsePrefix("fe80::1/128"), Port: 65535, Mode: ModeConnect}
+	mapped := Tokens{Source: netip.MustParsePrefix("::ffff:192.0.2.7/128"), Mode: ModeSUDP}
+	network := Tokens{Source: netip.MustParsePrefix("2001:db8:0:1:ffff::/64")}
+	mappedNetwork := Tokens{Source: netip.MustParsePrefix("::ffff:192.0.2.7/120")}
 	tests := map[string]struct {
 		template string
 		tokens   Tokens
@@ -21,7 +23,9 @@ func TestExpand(t *testing.T) {
 		"lower case is no token": {"$target$", four, "$target$"},
 		"tokens side by side":    {"$TARGET$$PORT$", four, "192.0.2.711"},
 		"shared dollar":          {"$TARGET$PORT$", four, "192.0.2.7PORT$"},
-		"zone":                   {"$TARGET$ $PORT$ $MODE$", six, "fe80::1 65535 connect"},
+		"IPv6":                   {"$TARGET$ $PORT$ $MODE$", six, "fe80::1 65535 connect"},
+		"prefix":                 {"$TARGET$", network, "2001:db8:0:1::/64"},
+		"IPv4-mapped prefix":     {"$TARGET$", mappedNetwork, "192.0.2.0/24"},
 		"IPv4-mapped":            {"$TARGET$ $PORT$ $MODE$", mapped, "192.0.2.7 0 sudp"},
 		"mode unknown":           {"$MODE$", Tokens{Source: four.Source}, "unknown"},
 		"no such mode":           {"$MODE$", Tokens{Source: four.Source, Mode: 200}, "unknown"},
@@ -36,14 +40,22 @@ func TestExpand(t *testing.T) {
 	}
 }
 
-func TestExpandWithoutSource(t *testing.T) {
-	if got, err := Expand("true", Tokens{}); err == nil {
-		t.Errorf("Expand without a source = %q, want an error", got)
+func TestExpandRefuses(t *testing.T) {
+	for name, source := range map[string]netip.Prefix{
+		"no source":         {},
+		"everybody":         netip.MustParsePrefix("::/0"),
+		"everybody by IPv4": netip.MustParsePrefix("::ffff:0.0.0.0/96"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := Expand("true", Tokens{Source: source}); err == nil {
+				t.Errorf("Expand for %v = %q, want an error", source, got)
+			}
+		})
 	}
 }
 
 func TestExpandBan(t *testing.T) {
-	tokens := Tokens{Source: netip.MustParseAddr("2001:db8::1")}
+	tokens := Tokens{Source: netip.MustParsePrefix("2001:db8::1/128")}
 	if got, err := ExpandBan("route add $TARGET$", tokens); got != "route add 2001:db8::1" || err != nil {
 		t.Errorf("ExpandBan = %q, %v", got, err)
 	}
@@ -68,18 +80,18 @@ func TestParseMode(t *testing.T) {
 // What is put into a template is harmless to a shell, and the rest of the
 // template stays as it is.
 func FuzzExpand(f *testing.F) {
-	f.Add("iptables -I INPUT -s $TARGET$ -j DROP # $PORT$ $MODE$", []byte{192, 0, 2, 7}, uint16(11), uint8(1))
-	f.Add("$TARGET$PORT$MODE$", netip.MustParseAddr("::ffff:192.0.2.7").AsSlice(), uint16(0), uint8(9))
-	f.Fuzz(func(t *testing.T, template string, address []byte, port uint16, mode uint8) {
-		source, ok := netip.AddrFromSlice(address)
-		if !ok {
+	f.Add("iptables -I INPUT -s $TARGET$ -j DROP # $PORT$ $MODE$", []byte{192, 0, 2, 7}, uint8(32), uint16(11), uint8(1))
+	f.Add("$TARGET$PORT$MODE$", netip.MustParseAddr("::ffff:192.0.2.7").AsSlice(), uint8(128), uint16(0), uint8(9))
+	f.Fuzz(func(t *testing.T, template string, address []byte, bits uint8, port uint16, mode uint8) {
+		addr, _ := netip.AddrFromSlice(address)
+		tokens := Tokens{netip.PrefixFrom(addr.WithZone("$(id)"), int(bits)), port, Mode(mode)}
+		if _, err := Source(tokens.Source); err != nil {
 			return
 		}
-		tokens := Tokens{source.WithZone("$(id)"), port, Mode(mode)}
 		values := make(map[string]string)
 		for _, token := range []string{"$TARGET$", "$PORT$", "$MODE$"} {
 			value, err := Expand(token, tokens)
-			if err != nil || value == "" || strings.Trim(value, "0123456789abcdefghijklmnopqrstuvwxyz.:") != "" {
+			if err != nil || value == "" || strings.Trim(value, "0123456789abcdefghijklmnopqrstuvwxyz.:/") != "" {
 				t.Fatalf("Expand(%q) = %q, %v", token, value, err)
 			}
 			values[token] = value
