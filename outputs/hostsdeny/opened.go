@@ -30,7 +30,11 @@ type opened struct {
 // open opens the file and locks it. It returns the file unlocked if the lock
 // does not come in time.
 func (f *File) open(ctx context.Context) (*opened, error) {
-	deadline := time.Now().Add(f.patience)
+	patience := f.patience
+	if end, ok := ctx.Deadline(); ok { // leave time to do without
+		patience = min(patience, time.Until(end)/2)
+	}
+	deadline := time.Now().Add(patience)
 	for {
 		o, err := f.openOnce()
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/portsnare/portsnare/detector"
 )
 
 // ErrNoTarget says that a template which is to keep a source out does not name
@@ -21,6 +23,22 @@ type Tokens struct {
 	Source netip.Prefix // $TARGET$: an address if it is a single one, else "2001:db8::/64"
 	Port   uint16       // $PORT$, which was probed; 0 if the ban has no probe
 	Mode   Mode         // $MODE$
+}
+
+// TokensOf returns the tokens of a ban. Its mode is the given one or, if that is
+// [ModeUnknown], PortSentry 2's, which its probe tells.
+func TokensOf(b *detector.Ban, mode Mode) (Tokens, error) {
+	source, err := Source(b.Source)
+	if err != nil {
+		return Tokens{}, err
+	}
+	if mode == ModeUnknown && b.Probe.Source.IsValid() {
+		mode = ModeStealth
+		if b.Probe.Technique == detector.TechniqueConnect {
+			mode = ModeConnect
+		}
+	}
+	return Tokens{Source: source, Port: b.Probe.Target.Port(), Mode: mode}, nil
 }
 
 // Source returns the source of a ban in the one form that it has: without host
