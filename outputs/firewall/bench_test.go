@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/portsnare/portsnare/detector"
+	"github.com/portsnare/portsnare/internal/nettest"
 )
 
 // The figures of docs/firewall.md:
@@ -89,6 +90,28 @@ func BenchmarkCompare(b *testing.B) {
 				if holds, err := m.backend.holds(b.Context(), m.bans.until); err != nil || !holds {
 					b.Fatalf("holds: %v, %v", holds, err)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkHeal takes something away from many bans and waits until it is back.
+func BenchmarkHeal(b *testing.B) {
+	bans := hosts(many, time.Now().Add(time.Hour))
+	lines := map[string]string{
+		"ruleset": "nft flush ruleset",
+		"element": "nft delete element inet portsnare banned4 { 198.18.0.0 }",
+	}
+	for name, line := range lines {
+		b.Run(name, func(b *testing.B) {
+			m := configured(b, variants["nftables"].settings)
+			whole := &wholes{backend: m.backend}
+			m.backend = whole
+			set(b, m, bans)
+			for b.Loop() {
+				before := whole.count.Load()
+				sh(b, line)
+				nettest.WaitFor(b, "the bans are back", func() bool { return whole.count.Load() > before })
 			}
 		})
 	}

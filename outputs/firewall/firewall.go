@@ -120,7 +120,7 @@ func (m *Module) Configure(ctx context.Context, c outputapi.Configuration) error
 	m.settings = s
 	m.bans = newList()
 	if m.backend, err = choose(ctx, s); err != nil {
-		return outputapi.Faults{{Key: "backend", Text: err.Error()}}
+		return err
 	}
 	if c.Check {
 		return m.backend.close()
@@ -154,12 +154,15 @@ func choose(ctx context.Context, s settings) (backend, error) {
 func (m *Module) SetBans(ctx context.Context, bans []detector.Ban) ([]outputapi.Result, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.backend == nil {
+		return nil, errNotConfigured
+	}
+	m.tendLocked() // if it fails now, it may work soon
 	m.bans = newList()
 	results := m.takeLocked(bans, nil)
 	if err := m.replaceLocked(ctx); err != nil {
 		return nil, err
 	}
-	m.tendLocked()
 	return results, nil
 }
 
@@ -167,6 +170,10 @@ func (m *Module) SetBans(ctx context.Context, bans []detector.Ban) ([]outputapi.
 func (m *Module) ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]outputapi.Result, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.backend == nil {
+		return nil, errNotConfigured
+	}
+	m.tendLocked()
 	var sources []netip.Prefix
 	for _, b := range append(slices.Clip(remove), add...) {
 		if source, err := normalize(b.Source); err == nil {
@@ -179,7 +186,6 @@ func (m *Module) ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]
 	if err := m.changeLocked(ctx, before, m.bans.within(regions)); err != nil {
 		return nil, err
 	}
-	m.tendLocked()
 	return results, nil
 }
 
@@ -207,10 +213,11 @@ func (m *Module) takeLocked(add, remove []detector.Ban) []outputapi.Result {
 }
 
 var (
+	errNotConfigured = errors.New("a ban before any settings")
+
 	errFull      = fmt.Errorf("the firewall holds %d bans, its limit", maxBans)
 	errNoSource  = errors.New("a ban without a source")
 	errEverybody = errors.New("a ban of all addresses")
-	errNotChosen = errors.New("no settings yet")
 
 	// errNoCapability is the remedy when the kernel forbids something.
 	errNoCapability = errors.New("grant the module the capability net_admin")
@@ -233,9 +240,6 @@ func normalize(source netip.Prefix) (netip.Prefix, error) {
 }
 
 func (m *Module) replaceLocked(ctx context.Context) error {
-	if m.backend == nil {
-		return errNotChosen
-	}
 	m.bans.dropOver(time.Now())
 	err := m.backend.replace(ctx, m.bans.until)
 	m.certain = err == nil

@@ -69,6 +69,19 @@ func TestSettings(t *testing.T) {
 	}
 }
 
+func TestBansBeforeSettings(t *testing.T) {
+	m := new(Module)
+	if _, err := m.SetBans(t.Context(), nil); !errors.Is(err, errNotConfigured) {
+		t.Errorf("SetBans: %v, want %v", err, errNotConfigured)
+	}
+	if _, err := m.ChangeBans(t.Context(), nil, nil); !errors.Is(err, errNotConfigured) {
+		t.Errorf("ChangeBans: %v, want %v", err, errNotConfigured)
+	}
+	if err := m.Flush(t.Context()); err != nil {
+		t.Errorf("Flush: %v", err)
+	}
+}
+
 func TestRefusedBans(t *testing.T) {
 	m := configured(t, `{"backend": "nftables"}`)
 	bans := []detector.Ban{
