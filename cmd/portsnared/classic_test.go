@@ -38,7 +38,7 @@ func TestFailingCommand(t *testing.T) {
 	}
 	s.end(t)
 	s.holds(t, "command.got", "192.0.2.1 11\n192.0.2.1 11\n")
-	if got := countLines(s.daemon.Stderr, `"./command.sh 192.0.2.1 11": command failed: exit status 3`); got < 2 {
+	if got := countLines(s.daemon.Stderr, `KILL_RUN_CMD: command failed: exit status 3: "./command.sh 192.0.2.1 11"`); got < 2 {
 		t.Errorf("the failure is told %d times, want once for each probe", got)
 	}
 	if got := countLines(s.daemon.Stdout, "External command run"); got != 0 {

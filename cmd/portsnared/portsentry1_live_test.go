@@ -252,7 +252,7 @@ func TestEventsOfPortSentry1(t *testing.T) {
 		wraps  = `attackalert: Host 192.0.2.1 has been blocked via wrappers with string: "ALL: 192.0.2.1 : DENY"`
 		route  = `attackalert: Host 192.0.2.1 has been blocked via dropped route using command: "true 192.0.2.1"`
 		held   = "attackalert: Host: 192.0.2.1/192.0.2.1 is already blocked Ignoring"
-		failed = `adminalert: "false 192.0.2.1": command failed: exit status 1`
+		failed = `adminalert: KILL_ROUTE: command failed: exit status 1: "false 192.0.2.1"`
 	)
 	external := func(mode string) string {
 		return `attackalert: External command run for host: 192.0.2.1 using command: "true 192.0.2.1 11 ` + mode + `"`

@@ -195,7 +195,7 @@ func (b *banLines) appendAct(dst []byte, source string, act *detector.Act) []byt
 	case act.Err != nil && act.Kind == detector.ActHostsDeny:
 		return AppendLine(dst, b.grade, b.prefix+act.Err.Error())
 	case act.Err != nil: // first the cause: the command may be cut
-		return AppendLine(dst, b.grade, b.prefix+actKey(act.Kind)+" has failed: "+act.Err.Error()+`: "`+act.Text+`"`)
+		return AppendLine(dst, b.grade, b.prefix+actKey(act.Kind)+": "+act.Err.Error()+`: "`+act.Text+`"`)
 	case act.Present && b.tellPresent:
 		return AppendLine(dst, Normal, "Host "+source+" already in hosts.deny file, skipping.")
 	}

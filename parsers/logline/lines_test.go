@@ -35,7 +35,7 @@ var (
 	wrappers  = detector.Act{Kind: detector.ActHostsDeny, Text: "ALL: 203.0.113.7 : DENY"}
 	command   = detector.Act{Kind: detector.ActCommand, Text: "/bin/true cmd 203.0.113.7 11"}
 	present   = detector.Act{Kind: detector.ActHostsDeny, Text: "ALL: 203.0.113.7 : DENY", Present: true}
-	failed    = detector.Act{Kind: detector.ActRoute, Text: "false", Err: errors.New("exit status 1")}
+	failed    = detector.Act{Kind: detector.ActRoute, Text: "false", Err: errors.New("command failed: exit status 1")}
 	targets   = detector.Act{Kind: detector.ActRoute, Text: "x", Err: fmt.Errorf("route: %w", detector.ErrNoTarget)}
 	targetsHD = detector.Act{Kind: detector.ActHostsDeny, Text: "x", Err: detector.ErrNoTarget}
 )
