@@ -232,20 +232,30 @@ func (d *Dispatcher) Unban(ctx context.Context, prefix netip.Prefix) ([]detector
 	return bans, err
 }
 
-// expireInterval is how often bans are ended whose time has come.
-const expireInterval = time.Second
+const (
+	// expireInterval is how often bans are ended whose time has come.
+	expireInterval = time.Second
+
+	// spareInterval is how often bans are compared with the never-ban set: an
+	// address may become one of this host after it was banned.
+	spareInterval = 10 * time.Second
+)
 
 // expire ends bans until ctx ends.
 func (d *Dispatcher) expire(ctx context.Context) {
-	tick := time.NewTicker(expireInterval)
-	defer tick.Stop()
+	ended, spared := time.NewTicker(expireInterval), time.NewTicker(spareInterval)
+	defer ended.Stop()
+	defer spared.Stop()
 	for {
+		var bans []detector.Ban
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-ended.C:
+			bans, _ = d.enforcer.expire(ctx) // there are bans, or we would not be here
+		case <-spared.C:
+			bans = d.enforcer.spare(ctx)
 		}
-		bans, _ := d.enforcer.expire(ctx) // there are bans, or we would not be here
 		for _, ban := range bans {
 			d.tellOfBan(detector.BanEnded, ban)
 		}

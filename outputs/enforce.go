@@ -279,7 +279,7 @@ func (e *enforcer) impose(ctx context.Context, ban detector.Ban) (detector.Ban, 
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	if e.Bans == nil {
-		return ban, Result{}, errNoBans
+		return ban, Result{}, ErrNotBanning
 	}
 	if e.Spared != nil {
 		if why, spared := e.Spared(ban.Source); spared {
@@ -304,13 +304,31 @@ func (e *enforcer) expire(ctx context.Context) ([]detector.Ban, error) {
 	return e.remove(ctx, e.Bans.Expire)
 }
 
+// spare lifts the bans of whom must never be banned by now, and returns them.
+func (e *enforcer) spare(ctx context.Context) []detector.Ban {
+	if e.Spared == nil {
+		return nil
+	}
+	var lifted []detector.Ban
+	for _, ban := range e.Bans.All(time.Now()) {
+		why, spared := e.Spared(ban.Source)
+		if !spared {
+			continue
+		}
+		e.log.WithField("source", ban.Source).Warn("ban lifted, the source is never to be banned: " + why)
+		bans, _ := e.remove(ctx, func(now time.Time) []detector.Ban { return e.Bans.Lift(ban.Source, now) })
+		lifted = append(lifted, bans...)
+	}
+	return lifted
+}
+
 // remove has outputs lift what choose takes off the bans. An output that cannot
 // is told the whole truth when it works again.
 func (e *enforcer) remove(ctx context.Context, choose func(now time.Time) []detector.Ban) ([]detector.Ban, error) {
 	e.telling.Lock()
 	defer e.telling.Unlock()
 	if e.Bans == nil {
-		return nil, errNoBans
+		return nil, ErrNotBanning
 	}
 	bans := choose(time.Now())
 	if len(bans) > 0 && !e.DryRun {

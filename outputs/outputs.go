@@ -37,8 +37,10 @@ type Result struct {
 var (
 	errNoOutput = errors.New("no output bans")
 	errResults  = errors.New("answered for another number of bans")
-	errNoBans   = errors.New("bans are off, or kept in PortSentry's file of blocked sources")
 )
+
+// ErrNotBanning says that nobody can be banned by order.
+var ErrNotBanning = errors.New("there is no output to ban with, or PortSentry's file of blocked sources keeps the bans")
 
 // A SparedError says that a source must never be banned.
 type SparedError struct {

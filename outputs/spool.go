@@ -88,9 +88,23 @@ func (s *Spool) Deliver(_ context.Context, events []detector.Event) error {
 	return nil
 }
 
-// Run hands what is stored to the carrier until ctx ends. What it has not taken by
-// then it gets from the next run's spool.
+// lastWords is how long Run goes on after its end, if all goes well.
+const lastWords = time.Second
+
+// Run hands what is stored to the carrier until ctx ends, and then for a second
+// what is left. What it has not taken by then it gets from the next run's spool.
 func (s *Spool) Run(ctx context.Context) {
+	s.follow(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastWords)
+	defer cancel()
+	for {
+		if n, err := s.forward(ctx); n == 0 || err != nil {
+			return
+		}
+	}
+}
+
+func (s *Spool) follow(ctx context.Context) {
 	delay := time.Duration(0)
 	for {
 		n, err := s.forward(ctx)

@@ -15,6 +15,7 @@ import (
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
 	"github.com/portsnare/portsnare/outputs/jsonlog"
+	"github.com/portsnare/portsnare/outputs/names"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
 	"github.com/portsnare/portsnare/parsers/conf"
 	"github.com/portsnare/portsnare/parsers/logline"
@@ -25,6 +26,7 @@ import (
 type outputSet struct {
 	named   []outputs.Named
 	closers []io.Closer
+	bootID  string        // tells the events of this run from those of any other
 	leftOut atomic.Uint64 // probes without a line or a record, because of their number
 }
 
@@ -33,7 +35,7 @@ type outputSet struct {
 // full disk is no reason not to start: it may have room when there is something
 // to write.
 func openOutputs(cfg conf.Config, out, fault outputs.Appender, form portsentrylog.Form) (_ *outputSet, err error) {
-	set := new(outputSet)
+	set := &outputSet{bootID: rand.Text()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, set.close())
@@ -64,7 +66,7 @@ func openOutputs(cfg conf.Config, out, fault outputs.Appender, form portsentrylo
 				return nil, fmt.Errorf("events: %w", err)
 			}
 		}
-		set.add("json", jsonlog.New(to, jsonOptions()))
+		set.add("json", jsonlog.New(to, jsonOptions(set.bootID)))
 	}
 	return set, nil
 }
@@ -88,6 +90,14 @@ func lineForm(cfg conf.Config) portsentrylog.Form {
 	return logline.PortSentry2{}.AppendLines
 }
 
+// newNaming returns what finds out the names of sources, or nil.
+func newNaming(cfg conf.Config) *names.Stage {
+	if !cfg.Log.Resolve {
+		return nil
+	}
+	return names.New(names.Options{Within: cfg.Log.ResolveWithin})
+}
+
 func newHistory(format conf.HistoryFormat, file *logfile.File) outputs.Output {
 	if format == conf.HistoryPortSentry1 {
 		return portsentrylog.NewHistory1(file, time.Local)
@@ -95,9 +105,9 @@ func newHistory(format conf.HistoryFormat, file *logfile.File) outputs.Output {
 	return portsentrylog.NewHistory(file, time.Local)
 }
 
-func jsonOptions() jsonlog.Options {
+func jsonOptions(bootID string) jsonlog.Options {
 	host, _ := os.Hostname() // without a name the field is left out
-	return jsonlog.Options{BootID: rand.Text(), Hostname: host, Version: version.String()}
+	return jsonlog.Options{BootID: bootID, Hostname: host, Version: version.String()}
 }
 
 func (s *outputSet) add(name string, o outputs.Output) {

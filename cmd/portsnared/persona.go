@@ -29,6 +29,9 @@ type persona struct {
 
 	mode func(*detector.Probe) runcmd.Mode // the word for $MODE$
 
+	native     bool   // Portsnare itself: bans have an end, and modules put them in force
+	configFile string // for those who ask; empty: the embedded one
+
 	tellServices  bool // report packets that a service takes
 	makeHostsDeny bool // a missing hosts.deny is made
 	ignoreHangup  bool // SIGHUP does nothing
@@ -39,6 +42,7 @@ func watch(o options, log *logrus.Entry, stdout io.Writer) error {
 	out := newPrinter(stdout)
 	p := persona{
 		log: log, out: out, fault: out,
+		native: true, configFile: o.config,
 		warn:       func(warnings ...conf.Warning) { logWarnings(log, warnings) },
 		load:       func() (conf.Config, error) { return loadConfig(o, log) },
 		loadIgnore: conf.LoadIgnore,

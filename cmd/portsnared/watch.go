@@ -17,6 +17,7 @@ import (
 	"github.com/portsnare/portsnare/detector/capture"
 	"github.com/portsnare/portsnare/internal/blockfile"
 	"github.com/portsnare/portsnare/internal/guard"
+	"github.com/portsnare/portsnare/internal/state"
 	"github.com/portsnare/portsnare/outputs"
 	"github.com/portsnare/portsnare/outputs/names"
 	"github.com/portsnare/portsnare/parsers/conf"
@@ -32,10 +33,16 @@ type daemon struct {
 	socket     *capture.PacketSocket // nil in trap mode
 	guard      *guard.Guard          // nil if nobody is banned
 	blocked    *blockfile.File       // nil if none is configured
+	bans       *detector.Bans        // nil if there are none, or PortSentry's file keeps them
+	state      *state.DB             // nil if nothing outlives the daemon
+	modules    []runningModule
 	engine     *detector.Engine
 	naming     *names.Stage // nil if sources get no names
 	dispatcher *outputs.Dispatcher
 	outputs    *outputSet
+
+	guarded guard.Config   // by configuration
+	allowed []netip.Prefix // by order of the operator, besides; guarded by controller.mu
 
 	config      conf.Config        // in force; only reload changes it
 	ignored     detector.PrefixSet // what the ignore files said
@@ -188,10 +195,12 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 		d.dispatcher.Run(dispatching)
 	}()
 
+	tasks, ctx := errgroup.WithContext(ctx)
+	failed := make(chan error, len(d.modules))
+	restModules := d.runModules(func(err error) { failed <- err })
 	d.active(d)
 	d.tell(detector.DaemonStarted)
 
-	tasks, ctx := errgroup.WithContext(ctx)
 	if d.socket != nil {
 		tasks.Go(func() error { return capture.Sniff(ctx, d.socket, d.observe) })
 	}
@@ -204,6 +213,21 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	if d.guard != nil {
 		tasks.Go(func() error { return d.guard.Run(ctx) })
 	}
+	if d.bans != nil {
+		tasks.Go(func() error { return d.saveBans(ctx) })
+	}
+	tasks.Go(func() error {
+		select {
+		case err := <-failed:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	if d.native && d.config.Control != conf.NoControl {
+		controller, socket := d.newController(), d.config.Control
+		tasks.Go(func() error { return controller.serve(ctx, socket) })
+	}
 	tasks.Go(func() error { return d.watchLosses(ctx) })
 	tasks.Go(func() error { return d.reloadOn(ctx, hangup) })
 	err := tasks.Wait()
@@ -212,6 +236,10 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	d.tell(detector.DaemonStopped)
 	stopDispatcher()
 	<-drained
+	restModules()
+	if d.bans != nil {
+		(&banSaver{daemon: d}).save(time.Now(), true)
+	}
 	d.logCounters()
 	return err
 }
@@ -248,6 +276,9 @@ func (d *daemon) close() error {
 	}
 	if d.outputs != nil {
 		errs = append(errs, d.outputs.close())
+	}
+	if d.state != nil {
+		errs = append(errs, d.state.Close())
 	}
 	return errors.Join(errs...)
 }
