@@ -2,8 +2,10 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -174,12 +176,18 @@ func TestForwardedTrafficIsKeptOut(t *testing.T) {
 	}
 }
 
-func TestConnectionsOfBannedSourcesEnd(t *testing.T) {
+func TestOpenConnectionsStop(t *testing.T) {
 	outside := other(t)
+	service, err := net.Listen("tcp", ourIPv4+":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
 	for name, v := range variants {
 		t.Run(name, func(t *testing.T) {
 			m := v.start(t)
 			set(t, m, nil)
+			far, near := dial(t, outside, service)
 			if !pings(t, outside, "192.0.2.1", ourIPv4) {
 				t.Fatal("a source that is not banned is not answered")
 			}
@@ -187,8 +195,43 @@ func TestConnectionsOfBannedSourcesEnd(t *testing.T) {
 			if pings(t, outside, "192.0.2.1", ourIPv4) {
 				t.Error("a banned source is answered")
 			}
+			if _, err := far.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := readWithin(near, patience); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%d bytes came through an open connection after the ban, %v", n, err)
+			}
+			set(t, m, nil)
+			if n, err := readWithin(near, 20*time.Second); n != 1 || err != nil {
+				t.Errorf("%d bytes came through after the end of the ban, %v", n, err)
+			}
 		})
 	}
+}
+
+// dial returns the two ends of a connection from 192.0.2.1 to a service here.
+func dial(t *testing.T, from *nettest.Host, service net.Listener) (far, near net.Conn) {
+	t.Helper()
+	var err error
+	from.Do(t, func() {
+		far, err = net.DialTCP("tcp", &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}, service.Addr().(*net.TCPAddr))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { far.Close() })
+	if near, err = service.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close() })
+	return far, near
+}
+
+func readWithin(conn net.Conn, patience time.Duration) (int, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return 0, err
+	}
+	return conn.Read(make([]byte, 8))
 }
 
 func TestBansLapse(t *testing.T) {
@@ -326,7 +369,7 @@ type wholes struct {
 }
 
 func (w *wholes) replace(ctx context.Context, bans map[netip.Prefix]time.Time) error {
-	w.count.Add(1)
+	defer w.count.Add(1)
 	return w.backend.replace(ctx, bans)
 }
 

@@ -93,9 +93,9 @@ type Module struct {
 
 	mu      sync.Mutex
 	backend backend
-	bans    *list // what is to be in force
-	certain bool  // the firewall was known to hold bans after the last call
-	tending *tending
+	bans    *list    // what is to be in force
+	certain bool     // the firewall took them when it was last told
+	tending *tending // nil: it is left alone
 }
 
 // Info says what the module is.

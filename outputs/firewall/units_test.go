@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
@@ -376,6 +378,49 @@ func FuzzParseSaved(f *testing.F) {
 		for source, left := range got {
 			if !source.IsValid() || left < 0 && left != forever {
 				t.Errorf("%q -> %v for %v", line, source, left)
+			}
+		}
+	})
+}
+
+func FuzzReadSet(f *testing.F) {
+	element := func(at string, flags uint32) []byte {
+		value, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_DATA_VALUE, Data: netip.MustParseAddr(at).AsSlice()}})
+		if err != nil {
+			f.Fatal(err)
+		}
+		attributes, err := netlink.MarshalAttributes([]netlink.Attribute{
+			{Type: unix.NFTA_SET_ELEM_KEY, Data: value},
+			{Type: unix.NFTA_SET_ELEM_FLAGS, Data: binary.BigEndian.AppendUint32(nil, flags)},
+			{Type: unix.NFTA_SET_ELEM_EXPIRATION, Data: binary.BigEndian.AppendUint64(nil, 1000)},
+		})
+		if err != nil {
+			f.Fatal(err)
+		}
+		return attributes
+	}
+	list, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_LIST_ELEM, Data: element("192.0.2.0", 0)},
+		{Type: unix.NFTA_LIST_ELEM, Data: element("192.0.3.0", unix.NFT_SET_ELEM_INTERVAL_END)},
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	message, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_SET_ELEM_LIST_ELEMENTS, Data: list}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(make([]byte, sizeofNfgenmsg), message...), true)
+	f.Add([]byte{}, false)
+	f.Fuzz(func(t *testing.T, data []byte, intervals bool) {
+		r := setReader{intervals: intervals, left: make(map[span]time.Duration)}
+		if r.message(netlink.Message{Data: data}) != nil {
+			return
+		}
+		r.pair()
+		for s := range r.left {
+			if !s.first.IsValid() {
+				t.Errorf("%x -> %v", data, s)
 			}
 		}
 	})
