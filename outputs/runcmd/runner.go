@@ -34,9 +34,8 @@ const (
 	outputDelay = 100 * time.Millisecond
 )
 
-// A Runner runs commands with /bin/sh, in the environment and the working
-// directory of this process, with /dev/null as standard input and in a process
-// group of their own. They inherit no other descriptor, and of our signals only
+// A Runner runs commands in the working directory of this process, with
+// /dev/null as standard input and in a process group of their own. They inherit no other descriptor, and of our signals only
 // what is ignored: catch SIGPIPE with signal.Notify rather than signal.Ignore,
 // or their pipelines never end.
 //
@@ -51,6 +50,9 @@ type Runner struct {
 	// and Run returns even if it blocks for ever.
 	Stdout, Stderr io.Writer
 
+	// Env is the environment of commands; nil is that of this process.
+	Env []string
+
 	// Timeout is how long a command may take; zero means [DefaultTimeout].
 	Timeout time.Duration
 
@@ -61,18 +63,25 @@ type Runner struct {
 	grace time.Duration // zero means the constant; tests are in a hurry
 }
 
-// Run runs command and returns once it has ended; what it left running in the
-// background goes on. The error says with which status or signal it ended.
+// Run runs command with /bin/sh and returns once it has ended; what it left
+// running in the background goes on. The error says with which status or signal
+// it ended.
 //
 // After the timeout, or when ctx ends, every process of the command's group
 // gets SIGTERM and, if any is left two seconds later, SIGKILL. A process that
 // has made a session or group of its own is out of reach.
 func (r *Runner) Run(ctx context.Context, command string) error {
+	return r.Exec(ctx, "/bin/sh", "-c", command)
+}
+
+// Exec is [Runner.Run] for a program with its arguments, without a shell. The
+// program is a path.
+func (r *Runner) Exec(ctx context.Context, program string, args ...string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("run command: %w", err)
 	}
-	cmd := exec.Command("/bin/sh", "-c", command)
-	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = r.Stdout, r.Stderr, r.Env
 	cmd.WaitDelay = outputDelay
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	keepDescriptors()
