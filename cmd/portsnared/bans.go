@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/portsnare/portsnare/detector"
@@ -91,7 +92,20 @@ func (d *daemon) openBans() error {
 	}
 	d.allowed = allowed
 	d.applyAllowed()
+	d.saver.daemon = d
+	d.liftSpared()
 	return nil
+}
+
+// liftSpared gives up the bans of the last run that must not be any longer.
+func (d *daemon) liftSpared() {
+	now := time.Now()
+	for _, ban := range d.bans.All(now) {
+		if why, spared := d.guard.Spared(ban.Source); spared {
+			d.bans.Lift(ban.Source, now)
+			d.log.WithField("source", ban.Source).Warn("ban of the last run lifted, the source is never to be banned: " + why)
+		}
+	}
 }
 
 // applyAllowed has the guard spare what the operator allowed besides what the
@@ -124,32 +138,36 @@ const (
 func (d *daemon) saveBans(ctx context.Context) error {
 	tick := time.NewTicker(saveInterval)
 	defer tick.Stop()
-	saver := banSaver{daemon: d}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			saver.save(time.Now(), false)
+			_ = d.saver.save(false) // the log tells
 		}
 	}
 }
 
-// A banSaver saves what has changed, and everything after a failure.
+// A banSaver saves what has changed of the bans, and everything after a failure.
 type banSaver struct {
 	*daemon
-	failing bool // the last save has failed, and the log says so
+
+	mu      sync.Mutex
+	failing bool // the last save has failed, and the log says so; guarded by mu
 	last    time.Time
 }
 
 // save saves if there is anything to save, or if it must.
-func (s *banSaver) save(now time.Time, must bool) {
+func (s *banSaver) save(must bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
 	changes := s.bans.Changes(now)
 	if s.failing {
 		changes = s.bans.State(now)
 	}
 	if len(changes.Sources) == 0 && !changes.Whole && !must && now.Sub(s.last) < restateInterval {
-		return
+		return nil
 	}
 	s.last = now
 	err := s.state.SaveBans(changes)
@@ -160,6 +178,7 @@ func (s *banSaver) save(now time.Time, must bool) {
 		s.log.Info("bans are saved again")
 	}
 	s.failing = err != nil
+	return err
 }
 
 // A ledger remembers banned sources in PortSentry's file.

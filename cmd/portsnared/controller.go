@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -90,7 +91,20 @@ func (c *controller) Ban(ctx context.Context, r control.BanRequest) (control.Ban
 	if errors.Is(err, detector.ErrHeld) || errors.Is(err, detector.ErrWanted) {
 		err = nil // by a ban that lasts at least as long
 	}
+	if err == nil {
+		err = c.save()
+	}
 	return toControl([]detector.Ban{ban})[0], controlError(err)
+}
+
+var errNotSaved = errors.New("done, but not saved, so that it ends with the daemon")
+
+// save has what the operator ordered on the disk before the answer.
+func (c *controller) save() error {
+	if err := c.saver.save(true); err != nil {
+		return fmt.Errorf("%w: %w", errNotSaved, err)
+	}
+	return nil
 }
 
 // controlError returns err as the client is told it.
@@ -100,6 +114,8 @@ func controlError(err error) error {
 	}
 	code := control.NoOutput
 	switch {
+	case errors.Is(err, errNotSaved):
+		code = control.Internal
 	case errors.As(err, new(*outputs.SparedError)):
 		code = control.NeverBanned
 	case errors.Is(err, outputs.ErrNotBanning):
@@ -114,6 +130,9 @@ func controlError(err error) error {
 
 func (c *controller) Unban(ctx context.Context, prefix netip.Prefix) ([]control.Ban, error) {
 	bans, err := c.dispatcher.Unban(ctx, prefix)
+	if err == nil {
+		err = c.save()
+	}
 	return toControl(bans), controlError(err)
 }
 

@@ -8,6 +8,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/portsnare/portsnare/internal/nettest"
+	"github.com/portsnare/portsnare/outputs/firewall"
+	"github.com/portsnare/portsnare/outputs/outputapi"
 )
 
 // asProgram makes the test binary behave as portsnared, so that tests can start
@@ -15,6 +17,10 @@ import (
 const asProgram = "PORTSNARED_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "firewall" { // started by a daemon, as its module
+		outputapi.Serve(new(firewall.Module))
+		return
+	}
 	if os.Getenv(asProgram) != "" {
 		main()
 	}

@@ -74,7 +74,7 @@ func (d *daemon) moduleConfig(name string) (outputs.ModuleConfig, error) {
 	if dirs := d.config.OutputDirs; len(dirs) > 0 {
 		places.Dirs = dirs
 	}
-	stateDir := filepath.Join(filepath.Dir(d.config.State), "outputs", name)
+	stateDir := filepath.Join(filepath.Dir(d.config.State), "modules", name)
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return outputs.ModuleConfig{}, err
 	}
@@ -95,7 +95,13 @@ func (d *daemon) runModules(failed func(error)) (rest func()) {
 	living, stopModules := context.WithCancel(context.Background())
 	var spools, modules sync.WaitGroup
 	for _, m := range d.modules {
-		spools.Go(func() { m.spool.Run(forwarding) })
+		spools.Go(func() {
+			select { // what is not there yet fails no delivery
+			case <-m.module.Settled():
+			case <-forwarding.Done():
+			}
+			m.spool.Run(forwarding)
+		})
 		modules.Go(func() {
 			if err := m.module.Run(living); err != nil {
 				failed(err)

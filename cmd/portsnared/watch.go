@@ -34,6 +34,7 @@ type daemon struct {
 	guard      *guard.Guard          // nil if nobody is banned
 	blocked    *blockfile.File       // nil if none is configured
 	bans       *detector.Bans        // nil if there are none, or PortSentry's file keeps them
+	saver      banSaver              // of bans
 	state      *state.DB             // nil if nothing outlives the daemon
 	modules    []runningModule
 	engine     *detector.Engine
@@ -238,7 +239,7 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 	<-drained
 	restModules()
 	if d.bans != nil {
-		(&banSaver{daemon: d}).save(time.Now(), true)
+		err = errors.Join(err, d.saver.save(true))
 	}
 	d.logCounters()
 	return err
