@@ -158,14 +158,8 @@ type Module struct {
 
 var (
 	_ Output    = (*Module)(nil)
-	_ banKeeper = (*Module)(nil)
+	_ BanOutput = (*Module)(nil)
 )
-
-// A banKeeper is what BanOutput is to be.
-type banKeeper interface {
-	SetBans(ctx context.Context, bans []detector.Ban) ([]Result, error)
-	ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]Result, error)
-}
 
 // NewModule returns a module that does nothing until Run. What it logs has the
 // field "output".

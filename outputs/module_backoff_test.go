@@ -1,6 +1,7 @@
 package outputs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
 )
 
 // restarts runs a module whose processes live as long as given, one after the
@@ -97,6 +99,11 @@ func TestModuleEndsWhileItWaits(t *testing.T) {
 		began := time.Now()
 		go func() { done <- m.Run(ctx) }()
 		synctest.Wait()
+		select {
+		case <-m.Settled():
+		default:
+			t.Error("nobody learns that the first start is over")
+		}
 		if err := m.Deliver(ctx, someEvents(1)); err == nil || !strings.HasSuffix(err.Error(), "out of luck") {
 			t.Errorf("Deliver = %v", err)
 		}
@@ -132,6 +139,34 @@ func TestModuleLogBudget(t *testing.T) {
 			time.Sleep(step.after) // of the bubble's clock
 			if got := logged(2000); got != step.want {
 				t.Errorf("%v later %d lines were logged, want %d", step.after, got, step.want)
+			}
+		}
+	})
+}
+
+// Whatever a module writes, what is logged is harmless.
+func FuzzModuleLog(f *testing.F) {
+	for _, seed := range []string{
+		`{"@level":"info","@message":"hello","@timestamp":"2026-01-02T03:04:05.000000Z","n":1}`,
+		`{"@message":1,"output":"other","":null,"@":{}}`, `{"@level":"panic","@message":"x"}`,
+		"panic: oh\n\ngoroutine 1 [running]:\n", "\x1b[31m\u2028\xff", strings.Repeat("{", 10_000),
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, written []byte) {
+		log, hook := test.NewNullLogger()
+		log.SetLevel(logrus.TraceLevel)
+		l := newModuleLog(log.WithField("output", "fuzz"))
+		l.read(bytes.NewReader(written))
+		for _, e := range hook.AllEntries() {
+			if e.Level < logrus.ErrorLevel || e.Data["output"] != "fuzz" || len(e.Message) > maxLogLine ||
+				strings.ContainsFunc(e.Message, func(r rune) bool { return r < ' ' && r != '\t' }) {
+				t.Errorf("%q was logged as %v %q %v", written, e.Level, e.Message, e.Data)
+			}
+			for key := range e.Data {
+				if strings.HasPrefix(key, "@") || len(key) > maxLogKey {
+					t.Errorf("%q was logged with a field %q", written, key)
+				}
 			}
 		}
 	})

@@ -6,31 +6,24 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	plugin "github.com/hashicorp/go-plugin"
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/portsnare/portsnare/outputs/outputapi"
 )
 
-const (
-	// maxHeader bounds what a module sends besides messages: the text of an
-	// error, for one.
-	maxHeader = 64 << 10
-
-	// maxSocketDir leaves room for the names below it in the 107 bytes that the
-	// path of a socket may have.
-	maxSocketDir = 48
-)
+// maxSocketDir leaves room for the names below it in the 107 bytes that the path
+// of a socket may have.
+const maxSocketDir = 48
 
 // CheckModule starts the module, has it check its settings without acting on
 // them, and ends it. The error is of type [outputapi.Faults] if the settings are
@@ -50,9 +43,8 @@ type instance struct {
 	description outputapi.Description
 	process     *process
 
-	plugin      *plugin.Client
-	connections connections
-	dir         string // for its sockets
+	plugin *plugin.Client
+	dir    string // for its sockets
 }
 
 // startModule starts a process of the module and hands it its settings, or has it only
@@ -67,6 +59,7 @@ func startModule(ctx context.Context, c *ModuleConfig, log *logrus.Entry, check 
 		return nil, err
 	}
 	i := &instance{process: newProcess(program, c.Capabilities, newModuleLog(log)), dir: dir}
+	within := cmp.Or(c.StartWithin, startWithin)
 	// go-plugin's clients start once, so each start has one of its own.
 	i.plugin = plugin.NewClient(&plugin.ClientConfig{
 		HandshakeConfig:  outputapi.Handshake,
@@ -75,12 +68,13 @@ func startModule(ctx context.Context, c *ModuleConfig, log *logrus.Entry, check 
 		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
 		AutoMTLS:         true,
 		SkipHostEnv:      true,
-		StartTimeout:     2 * cmp.Or(c.StartWithin, startWithin), // ours ends first
+		StartTimeout:     2 * within, // introduce is less patient
 		Logger:           hclog.NewNullLogger(),
 		UnixSocketConfig: &plugin.UnixSocketConfig{TempDir: dir},
 		GRPCDialOptions: append(outputapi.DialOptions(),
-			grpc.WithMaxHeaderListSize(maxHeader),
-			grpc.WithChainStreamInterceptor(i.connections.intercept)),
+			// While it connects, go-plugin does not even notice the end of the process.
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: grpcbackoff.DefaultConfig, MinConnectTimeout: within}),
+			grpc.WithChainStreamInterceptor(refuseBroker)),
 	})
 	if err := i.introduce(ctx, c, check); err != nil {
 		err = i.why(err)
@@ -189,37 +183,17 @@ func (i *instance) end() {
 	impatience.Stop()
 	i.process.kill(nil) // Kill does nothing about one that it does not know of
 	i.process.close()
-	i.connections.close()
 	_ = os.RemoveAll(i.dir)
 }
 
-// connections are those that go-plugin made, which forgets one if the process
-// ends at the wrong moment.
-type connections struct {
-	mu  sync.Mutex
-	all []io.Closer // guarded by mu
-}
-
-func (c *connections) intercept(
+// refuseBroker keeps go-plugin from opening the stream by which a module may have
+// it broker connections: it would keep whatever comes.
+func refuseBroker(
 	ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
 	open grpc.Streamer, opts ...grpc.CallOption,
 ) (grpc.ClientStream, error) {
-	switch method {
-	case "/plugin.GRPCStdio/StreamStdio": // the first call of each connection
-		c.mu.Lock()
-		c.all = append(c.all, conn)
-		c.mu.Unlock()
-	case "/plugin.GRPCBroker/StartStream":
-		// We broker nothing, and go-plugin keeps whatever a module sends here.
+	if method == "/plugin.GRPCBroker/StartStream" {
 		return nil, status.Error(codes.Unimplemented, "no connections are brokered")
 	}
 	return open(ctx, desc, conn, method, opts...)
-}
-
-func (c *connections) close() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.all {
-		_ = conn.Close()
-	}
 }

@@ -22,6 +22,9 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/sirupsen/logrus/hooks/test"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/nettest"
@@ -84,7 +87,7 @@ func prepare(t *testing.T, config ModuleConfig) *running {
 func rogueIn(mood string) ModuleConfig {
 	return ModuleConfig{
 		Name: "rogue", Settings: map[string]any{"mood": mood},
-		DeliverWithin: 200 * time.Millisecond, BansWithin: 200 * time.Millisecond,
+		DeliverWithin: 200 * time.Millisecond, BansWithin: 200 * time.Millisecond, StopWithin: 500 * time.Millisecond,
 	}
 }
 
@@ -355,13 +358,55 @@ func TestModuleSocketIsForItsHost(t *testing.T) {
 }
 
 func TestModuleWithoutAnAbility(t *testing.T) {
-	r := run(t, ModuleConfig{Name: "events-only"})
-	r.await(t, ModuleRunning)
-	if _, err := r.ChangeBans(t.Context(), bansOf("198.51.100.1"), nil); !errors.Is(err, ErrNoBans) {
-		t.Errorf("ChangeBans of a module without bans returned %v", err)
+	for name, want := range map[string]error{"events-only": ErrNoBans, "bans-only": nil} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, ModuleConfig{Name: name})
+			r.await(t, ModuleRunning)
+			if _, err := r.ChangeBans(t.Context(), bansOf("198.51.100.1"), nil); !errors.Is(err, want) {
+				t.Errorf("ChangeBans = %v, want %v", err, want)
+			}
+			if _, err := r.SetBans(t.Context(), nil); !errors.Is(err, want) {
+				t.Errorf("SetBans = %v, want %v", err, want)
+			}
+			if err := r.Deliver(t.Context(), someEvents(1)); err != nil {
+				t.Errorf("Deliver = %v", err)
+			}
+		})
 	}
-	if err := r.Deliver(t.Context(), someEvents(1)); err != nil {
-		t.Errorf("Deliver: %v", err)
+}
+
+// A ban that comes while the module is told all bans is not lost.
+func TestModuleBansWhileItStarts(t *testing.T) {
+	var r *running
+	added := make(chan error, 1)
+	known := make(chan struct{})
+	config := ModuleConfig{Name: "good", Bans: func() []detector.Ban {
+		<-known
+		go func() {
+			_, err := r.ChangeBans(context.Background(), bansOf("198.51.100.2"), nil)
+			added <- err
+		}()
+		return bansOf("198.51.100.1")
+	}}
+	r = run(t, config)
+	close(known)
+	if err := <-added; err != nil {
+		t.Errorf("ChangeBans during the start: %v", err)
+	}
+	want := []string{"configure boot-1", "set [198.51.100.1]", "add [198.51.100.2] remove []"}
+	if diff := cmp.Diff(want, r.written(t)); diff != "" {
+		t.Errorf("the module was told (-want +got):\n%s", diff)
+	}
+}
+
+func TestModuleThatRefusesBansAtItsStart(t *testing.T) {
+	config := rogueIn("refuses bans")
+	config.Bans = func() []detector.Ban { return bansOf("198.51.100.1", "198.51.100.2") }
+	r := run(t, config)
+	r.await(t, ModuleRunning)
+	e := r.entry("bans are not in force")
+	if e == nil || e.Data["bans"] != 1 || fmt.Sprint(e.Data[logrus.ErrorKey]) != "noroom" {
+		t.Errorf("the log says %v", e)
 	}
 }
 
@@ -371,6 +416,7 @@ func TestModuleThatCannotStart(t *testing.T) {
 		want   string
 	}{
 		"ends at once":              {ModuleConfig{Name: "crashing"}, "exit status 2: panic: no such luck"},
+		"never answers":             {ModuleConfig{Name: "silent"}, "in time"},
 		"never says where it is":    {ModuleConfig{Name: "mute"}, "did not answer in time"},
 		"says too much":             {ModuleConfig{Name: "babbling"}, "start "},
 		"listens elsewhere":         {ModuleConfig{Name: "elsewhere"}, `the module listens on "tcp 192.0.2.1:80"`},
@@ -390,7 +436,11 @@ func TestModuleThatCannotStart(t *testing.T) {
 			tt.config.Required = true
 			tt.config.Bans = func() []detector.Ban { return bansOf("198.51.100.1") }
 			r := prepare(t, tt.config)
+			began := time.Now()
 			err := r.Run(t.Context())
+			if took := time.Since(began); took > 8*time.Second {
+				t.Errorf("Run took %v", took)
+			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 1000 {
 				t.Errorf("Run = %.2000v, want %q in it", err, tt.want)
 			}
@@ -414,7 +464,7 @@ func TestModuleThatBreaksTheProtocol(t *testing.T) {
 		want string // nothing: it is no failure
 	}{
 		"answers 8 MB":              {deliver, "ResourceExhausted"},
-		"fails with 8 MB":           {deliver, "Internal"},
+		"fails at length":           {deliver, "Internal"},
 		"fails in color":            {deliver, "[31mredalert[0m"},
 		"rejects what was not sent": {deliver, "rejected event 11"},
 		"accepts what was not sent": {deliver, ""},
@@ -474,7 +524,41 @@ func TestModuleThatHangs(t *testing.T) {
 			if got := r.awaitRestart(t, s.PID); !strings.Contains(got.LastError.Error(), "3 calls in a row without an answer") {
 				t.Errorf("the process was ended because of %v", got.LastError)
 			}
+			next, err := r.reach(outputapi.Delivers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = call()
+			next.process.mu.Lock()
+			defer next.process.mu.Unlock()
+			if next.process.reason != nil {
+				t.Errorf("the next process is to blame for what the last one did: %v", next.process.reason)
+			}
 		})
+	}
+}
+
+// Who waits while a module is told the bans learns that it was in vain.
+func TestModuleFailsWithACallWaiting(t *testing.T) {
+	config := rogueIn("hangs in SetBans")
+	config.BansWithin, config.DeliverWithin = time.Second, time.Minute
+	r := run(t, config)
+	nettest.WaitFor(t, "the module to take calls", func() bool { return r.Status().PID != 0 })
+	err := r.Deliver(t.Context(), someEvents(1))
+	if _, ok := errors.AsType[*AwayError](err); !ok {
+		t.Errorf("Deliver = %v", err)
+	}
+}
+
+// What go-plugin would keep of whatever a module sends is not even opened.
+func TestModuleBrokersNothing(t *testing.T) {
+	open := func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+		t.Error("the stream was opened")
+		return nil, nil
+	}
+	_, err := refuseBroker(t.Context(), nil, nil, "/plugin.GRPCBroker/StartStream", open)
+	if status.Code(err) != codes.Unimplemented {
+		t.Errorf("refuseBroker = %v", err)
 	}
 }
 
@@ -574,7 +658,6 @@ func TestModuleIsEndedInTime(t *testing.T) {
 	for _, mood := range []string{"hangs in Flush", "stops"} {
 		t.Run(mood, func(t *testing.T) {
 			config := rogueIn(mood)
-			config.StopWithin = 500 * time.Millisecond
 			r := run(t, config)
 			r.await(t, ModuleRunning)
 			if mood == "stops" {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -36,11 +37,13 @@ import (
 var characters = map[string]func(){
 	"good":        func() { outputapi.Serve(&diary{}) },
 	"events-only": func() { outputapi.Serve(&eventsOnly{}) },
+	"bans-only":   func() { outputapi.Serve(&bansOnly{}) },
 	"rogue":       serveRogue,
 	"host":        hostMain,
 	"mute":        func() { select {} }, // never says how to reach it
 	"crashing":    func() { panic("no such luck") },
 	"elsewhere":   func() { fmt.Println("1|1|tcp|192.0.2.1:80|grpc"); select {} },
+	"silent":      beSilent,
 	"babbling":    func() { fmt.Println(strings.Repeat("blah ", 100_000)); select {} },
 }
 
@@ -176,6 +179,20 @@ func (eventsOnly) Info() outputapi.Info                                     { re
 func (eventsOnly) Configure(context.Context, outputapi.Configuration) error { return nil }
 func (eventsOnly) Deliver(context.Context, []detector.Event) error          { return nil }
 
+// bansOnly is a module without events.
+type bansOnly struct{}
+
+func (bansOnly) Info() outputapi.Info                                     { return outputapi.Info{Name: "bans"} }
+func (bansOnly) Configure(context.Context, outputapi.Configuration) error { return nil }
+
+func (bansOnly) SetBans(context.Context, []detector.Ban) ([]outputapi.Result, error) {
+	return nil, nil
+}
+
+func (bansOnly) ChangeBans(context.Context, []detector.Ban, []detector.Ban) ([]outputapi.Result, error) {
+	return nil, nil
+}
+
 // A rogue is a module that breaks the protocol as its setting "mood" says.
 type rogue struct {
 	outputv1.UnimplementedOutputServer
@@ -189,6 +206,27 @@ type rogue struct {
 type rogueSettings struct {
 	Mood string `json:"mood"`
 	Note string `json:"note"` // a file for what the test is to know
+}
+
+// beSilent says how to reach it and answers nobody, and neither does its child,
+// which stays reachable after it.
+func beSilent() {
+	path := filepath.Join(os.Getenv(plugin.EnvUnixSocketDir), "silent")
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		panic(err)
+	}
+	file, err := socket.File()
+	if err != nil {
+		panic(err)
+	}
+	child := exec.Command("/bin/sleep", "12")
+	child.ExtraFiles, child.SysProcAttr = []*os.File{file}, &syscall.SysProcAttr{Setsid: true}
+	if err := child.Start(); err != nil {
+		panic(err)
+	}
+	fmt.Printf("1|1|unix|%s|grpc|\n", path)
+	select {}
 }
 
 // What go-plugin puts its own in place of.
@@ -293,8 +331,8 @@ func (r *rogue) Deliver(_ context.Context, m *outputv1.DeliverRequest) (*outputv
 	case r.in("answers 8 MB"):
 		reason := strings.Repeat("no ", 8<<20/3)
 		return &outputv1.DeliverResponse{AcceptedThrough: last, Error: reason}, nil
-	case r.in("fails with 8 MB"):
-		return nil, status.Error(codes.Unknown, strings.Repeat("no ", 8<<20/3))
+	case r.in("fails at length"):
+		return nil, status.Error(codes.Unknown, strings.Repeat("no ", 256<<10/3))
 	case r.in("fails in color"):
 		return nil, status.Error(codes.Unknown, "\x1b[31mred\nalert\x1b[0m")
 	case r.in("accepts what was not sent"):
@@ -322,9 +360,13 @@ func (r *rogue) SetBans(s grpc.BidiStreamingServer[outputv1.SetBansRequest, outp
 	}
 	for {
 		if _, err := s.Recv(); err != nil {
-			return nil //nolint:nilerr // the end of the stream, whatever it was
+			break
 		}
 	}
+	if r.in("refuses bans") {
+		return s.Send(&outputv1.BanResponse{Results: []*outputv1.Result{{}, {Error: "no\nroom"}}})
+	}
+	return nil
 }
 
 func (r *rogue) ChangeBans(s grpc.BidiStreamingServer[outputv1.ChangeBansRequest, outputv1.BanResponse]) error {
