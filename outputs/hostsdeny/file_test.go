@@ -17,10 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/internal/nettest"
+	"github.com/portsnare/portsnare/outputs/outputtest"
 )
 
 // The tests mount file systems of their own.
-func TestMain(m *testing.M) { nettest.Main(m) }
+func TestMain(m *testing.M) {
+	outputtest.Serve(newModule)
+	nettest.Main(m)
+}
 
 // before is what the files of the tests hold at first.
 const before = "# by hand\nsshd: 192.0.2.8\n"
