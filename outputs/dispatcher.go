@@ -24,11 +24,12 @@ const (
 	// batchLimit is the most decisions or events handed over at once.
 	batchLimit = 256
 
-	drainDeadline = 5 * time.Second // for everything queued when Run is asked to stop
-
-	// settleDeadline is how long bans may take then. A command that is ended has
-	// two more seconds, and what came of it has to reach the outputs.
-	settleDeadline = 2 * time.Second
+	// When Run is asked to stop, bans may take settleDeadline; then they are
+	// given up, which takes as long as the outputs need to stop: a command that
+	// is ended has two seconds or four. After that, what came of them and all
+	// else that is queued has drainDeadline to reach the outputs.
+	settleDeadline = time.Second
+	drainDeadline  = 3 * time.Second
 
 	// A failing output is tried again after retryMin, doubling to retryMax.
 	retryMin, retryMax = 100 * time.Millisecond, 10 * time.Second
@@ -152,8 +153,8 @@ func (d *Dispatcher) Stats() Stats {
 	return s
 }
 
-// Run dispatches until ctx ends, then drains what is queued for at most five
-// seconds. It returns once every output is at rest.
+// Run dispatches until ctx ends, then drains what is queued in bounded time. It
+// returns once every output is at rest.
 func (d *Dispatcher) Run(ctx context.Context) {
 	// Outputs outlive ctx by the drain; this context ends the drain itself.
 	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -163,7 +164,6 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() {
 		d.queue.close()
 		time.AfterFunc(settleDeadline, stopBanning)
-		time.AfterFunc(drainDeadline, cancel)
 	})
 	defer stop()
 
@@ -179,6 +179,7 @@ func (d *Dispatcher) Run(ctx context.Context) {
 	} else {
 		d.settleAndName(ctx, banning)
 	}
+	time.AfterFunc(drainDeadline, cancel) // ctx has ended, or settle would go on
 	for _, l := range d.out {
 		l.queue.close()
 	}
