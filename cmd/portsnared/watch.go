@@ -70,11 +70,15 @@ func (p persona) watch(cfg conf.Config) error {
 	return errors.Join(d.run(ctx, hangup), d.close())
 }
 
-// untilSignal returns a context that ends with SIGTERM or SIGINT, which is its
-// cause then. A second signal ends the process at once.
+// impatience is how long after the first signal a second one means something else.
+// Supervisors and timeout(1) may send the same twice.
+const impatience = time.Second
+
+// untilSignal returns a context that ends with SIGTERM or SIGINT. A second signal
+// ends the process at once, unless it follows on the first.
 func untilSignal() (context.Context, context.CancelFunc) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(impatience, stop) })
 	return ctx, stop
 }
 
