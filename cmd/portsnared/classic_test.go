@@ -57,6 +57,23 @@ func TestFailingCommandThatCountsAsDone(t *testing.T) {
 	s.end(t)
 }
 
+// At the stop even a command that takes no hint is ended in time for the lines of
+// the probe that led to it, and of those that waited behind it.
+func TestStopDespiteADeafCommand(t *testing.T) {
+	t.Parallel()
+	s := &scenario{sentry: newSentry(t)}
+	s.script(t, "command.sh", `echo $$ > command.pid; trap '' TERM INT HUP; while :; do sleep 1; done`)
+	s.write(t, "portsentry.conf", commonConfig+portEleven+`BLOCK_TCP="2"`+"\n"+command)
+	s.begin(t, "--connect")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	nettest.WaitFor(t, "the command", func() bool { return strings.HasSuffix(s.read(t, "command.pid"), "\n") })
+	s.probe(t, "udp", s.target.IPv4, 11)
+	s.end(t)
+	waitLines(t, s.daemon.Stderr, 1, "attackalert: Error during target dispose 192.0.2.1/192.0.2.1!")
+	waitLines(t, s.daemon.Stdout, 1, "protocol: [TCP] port: [11] type: [Connect] IP opts: [unknown] ignored: [false] triggered: [true] noblock: [false] blocked: [false]")
+	waitLines(t, s.daemon.Stdout, 1, "protocol: [UDP] port: [11] type: [Connect] IP opts: [unknown] ignored: [false] triggered: [true] noblock: [true] blocked: [false]")
+}
+
 // While a command runs, packets of others are captured and reported afterwards.
 func TestNothingIsLostWhileACommandRuns(t *testing.T) {
 	const others = 1000
