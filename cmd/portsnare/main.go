@@ -59,7 +59,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	root.AddCommand(newBlocked(), newConfig())
+	root.AddCommand(newAllow(), newBan(), newBans(), newBlocked(), newConfig(), newOutputs(), newStatus(), newUnban())
 
 	// Cobra's own commands take anything for a call for help.
 	root.InitDefaultCompletionCmd()

@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// DefaultSocket is where the daemon listens unless it is told otherwise.
-const DefaultSocket = "/run/portsnare/control.sock"
-
 // Status is the daemon's answer to how it is.
 type Status struct {
 	Version string    `json:"version"`
