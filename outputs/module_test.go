@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -49,10 +50,27 @@ var characters = map[string]func(){
 
 func TestMain(m *testing.M) {
 	if be, ok := characters[os.Args[0]]; ok {
+		exitAtOnce()
 		be()
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// exitAtOnce keeps the race detector from sleeping for a second at the end of
+// the process, for which it has to be started again.
+func exitAtOnce() {
+	const variable, value = "GORACE", "atexit_sleep_ms=0"
+	info, _ := debug.ReadBuildInfo()
+	if info == nil || !slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		return
+	}
+	if os.Getenv(variable) != value {
+		panic(syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), variable+"="+value)))
+	}
+	if err := os.Unsetenv(variable); err != nil {
+		panic(err)
+	}
 }
 
 // testPlaces has every character in the bundle, which is this binary.
