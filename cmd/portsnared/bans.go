@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,7 +113,7 @@ func (d *daemon) liftSpared() {
 // configuration does.
 func (d *daemon) applyAllowed() {
 	config := d.guarded
-	config.Allow = append(config.Allow[:len(config.Allow):len(config.Allow)], d.allowed...)
+	config.Allow = append(slices.Clip(config.Allow), d.allowed...)
 	d.guard.Configure(config)
 }
 
