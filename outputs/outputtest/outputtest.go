@@ -14,6 +14,7 @@ package outputtest
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -188,11 +189,8 @@ func (s *suite) newPlace(t *testing.T) *place {
 func (p *place) configuration(t *testing.T, more map[string]any) outputapi.Configuration {
 	t.Helper()
 	all := make(map[string]any)
-	for _, settings := range []map[string]any{p.Settings, more} {
-		for key, value := range settings {
-			all[key] = value
-		}
-	}
+	maps.Copy(all, p.Settings)
+	maps.Copy(all, more)
 	text, err := json.Marshal(all)
 	if err != nil {
 		t.Fatal(err)
@@ -200,8 +198,7 @@ func (p *place) configuration(t *testing.T, more map[string]any) outputapi.Confi
 	return outputapi.Configuration{Settings: text, BootID: "outputtest", StateDir: p.stateDir, HostVersion: "0.0.0"}
 }
 
-// open starts a module in a place. It is flushed after the test, as Portsnare
-// does, so that it comes to rest.
+// open starts a module in a place, which close brings to rest.
 func (s *suite) open(t *testing.T, p *place) module {
 	t.Helper()
 	m := s.start(t)

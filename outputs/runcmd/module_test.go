@@ -342,7 +342,7 @@ func TestConcurrency(t *testing.T) {
 				t.Fatal(err)
 			}
 			most := "0"
-			for _, count := range strings.Fields(string(text)) {
+			for count := range strings.FieldsSeq(string(text)) {
 				most = max(most, count)
 			}
 			if most != fmt.Sprint(concurrency) {
