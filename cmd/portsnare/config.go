@@ -1,14 +1,19 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/portsnare/portsnare/internal/version"
+	"github.com/portsnare/portsnare/outputs"
+	"github.com/portsnare/portsnare/outputs/outputapi"
 	"github.com/portsnare/portsnare/parsers/conf"
 )
 
@@ -36,7 +41,8 @@ func newConfigCheck() *cobra.Command {
 		Use:   "check FILE...",
 		Short: "Report every fault in configuration files",
 		Long: `Read configuration files, and the ignore files that they name, as the daemon
-would. For each file without faults "FILE: ok" is printed on standard output;
+would. Output modules are started and look at their settings, without acting on
+them. For each file without faults "FILE: ok" is printed on standard output;
 faults and warnings go to standard error, one a line, with file, line and key.
 
 ` + dialects + `
@@ -216,10 +222,49 @@ func (o *dialectOptions) examine(file string) report {
 		ofIgnore, err = o.examineIgnore(c.Detect.Ignore)
 		warnings = append(warnings, ofIgnore...)
 	}
+	if err == nil && strings.HasSuffix(file, ".toml") {
+		err = examineModules(file, &c.Config)
+	}
 	r.OK = err == nil
 	r.Warnings = warnings
 	errors.As(err, &r.Faults)
 	return r
+}
+
+// examineModules starts each module of a configuration, and has it look at its
+// settings without acting on them.
+func examineModules(file string, c *conf.Config) error {
+	log := logrus.New()
+	log.SetOutput(io.Discard) // what is wrong, the error says
+	var faults conf.Faults
+	for _, name := range c.Modules() {
+		place := conf.Place{File: file, Key: "output." + name}
+		places, err := outputs.DefaultPlaces(outputs.Bundled()...)
+		if len(c.OutputDirs) > 0 {
+			places.Dirs = c.OutputDirs
+		}
+		if err == nil {
+			block := c.Outputs[name]
+			_, err = outputs.CheckModule(context.Background(), outputs.ModuleConfig{
+				Name: name, Places: places, SHA256: block.SHA256, Settings: block.Settings, HostVersion: version.String(),
+			}, logrus.NewEntry(log))
+		}
+		ofSettings, ok := errors.AsType[outputapi.Faults](err)
+		switch {
+		case ok:
+			for _, f := range ofSettings {
+				at := place
+				at.Key = strings.TrimSuffix(at.Key+".settings."+f.Key, ".")
+				faults = append(faults, conf.Fault{Place: at, Text: f.Text})
+			}
+		case err != nil:
+			faults = append(faults, conf.Fault{Place: place, Text: err.Error(), Err: err})
+		}
+	}
+	if len(faults) > 0 {
+		return faults
+	}
+	return nil
 }
 
 // examineIgnore reads ignore files. For PortSentry 1.2, which goes on without

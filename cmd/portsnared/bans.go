@@ -27,7 +27,7 @@ func (d *daemon) newEnforcement() (e outputs.Enforcement, err error) {
 		}
 		e.Spared = d.guard.Spared
 	}
-	if d.config.Ban.Evidence != conf.EvidenceOff && d.actsAsPortSentry() {
+	if d.config.Ban.Evidence != conf.EvidenceOff && (!d.native || d.config.ActsAsPortSentry()) {
 		classic := newClassicBans(d.config, d.makeHostsDeny, d.mode)
 		e.Outputs = append(e.Outputs, outputs.NamedBans{Name: "classic", Output: classic})
 		e.OneByOne = true // commands take their time
@@ -53,14 +53,6 @@ func (d *daemon) newEnforcement() (e outputs.Enforcement, err error) {
 // the operator where an output could put it in force.
 func (d *daemon) bansAnybody() bool {
 	return d.config.Ban.Evidence != conf.EvidenceOff || d.native && len(d.config.Outputs) > 0
-}
-
-// actsAsPortSentry reports whether the blocks runcmd and hostsdeny are carried out
-// in PortSentry's order and one by one, rather than by modules: in its place, with
-// its file of blocked sources, and where a scan leads to a command alone.
-func (d *daemon) actsAsPortSentry() bool {
-	b := &d.config.Ban
-	return !d.native || b.File != "" || b.TCP == conf.ReactCommand || b.UDP == conf.ReactCommand
 }
 
 // openGuard begins to find out who must never be banned.

@@ -3,19 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
 )
-
-// bundledModules are in the program beside the daemon's own.
-var bundledModules = []string{"firewall", "hostsdeny", "runcmd"}
 
 // queueBytes bounds the events that wait on the disk for one module.
 const queueBytes = 64 << 20
@@ -33,10 +28,7 @@ func (d *daemon) openModules(e *outputs.Enforcement) error {
 	if !d.native {
 		return nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(d.config.Outputs)) {
-		if (name == "runcmd" || name == "hostsdeny") && d.actsAsPortSentry() {
-			continue // the daemon itself does that
-		}
+	for _, name := range d.config.Modules() {
 		if err := d.openModule(name, e); err != nil {
 			return fmt.Errorf("output.%s: %w", name, err)
 		}
@@ -67,7 +59,7 @@ func (d *daemon) openModule(name string, e *outputs.Enforcement) error {
 
 // moduleConfig returns how a module is to be run.
 func (d *daemon) moduleConfig(name string) (outputs.ModuleConfig, error) {
-	places, err := outputs.DefaultPlaces(bundledModules...)
+	places, err := outputs.DefaultPlaces(outputs.Bundled()...)
 	if err != nil {
 		return outputs.ModuleConfig{}, err
 	}

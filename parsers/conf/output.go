@@ -27,6 +27,25 @@ type Output struct {
 	Settings map[string]any
 }
 
+// ActsAsPortSentry reports whether the blocks runcmd and hostsdeny are carried out
+// in PortSentry's order and one by one, rather than by modules: with its file of
+// blocked sources, and where a scan leads to a command alone.
+func (c *Config) ActsAsPortSentry() bool {
+	return c.Ban.File != "" || c.reacts(ReactCommand)
+}
+
+// Modules returns the names of the outputs that are modules, sorted.
+func (c *Config) Modules() []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(c.Outputs)) {
+		if (name == "runcmd" || name == "hostsdeny") && c.ActsAsPortSentry() {
+			continue // the daemon itself does that
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
 // Text returns a setting that is a string, and "" if there is none.
 func (o Output) Text(name string) string {
 	s, _ := o.Settings[name].(string)
