@@ -15,6 +15,10 @@ import (
 // queueBytes bounds the events that wait on the disk for one module.
 const queueBytes = 64 << 20
 
+// runtimeDir is where modules listen for the daemon. What a killed daemon leaves
+// there goes with the next boot.
+const runtimeDir = "/run/portsnare"
+
 // A runningModule is an output module with the events that wait for it.
 type runningModule struct {
 	name   string
@@ -70,12 +74,16 @@ func (d *daemon) moduleConfig(name string) (outputs.ModuleConfig, error) {
 	if err := os.MkdirAll(stateDir, 0o700); err != nil {
 		return outputs.ModuleConfig{}, err
 	}
+	socketDir := runtimeDir
+	if err := os.MkdirAll(socketDir, 0o755); err != nil {
+		socketDir = "" // not root: the temporary directory will do
+	}
 	block := d.config.Outputs[name]
 	return outputs.ModuleConfig{
 		Name: name, Places: places, SHA256: block.SHA256, Settings: block.Settings, Required: block.Required,
 		Capabilities: block.CapabilityNumbers(),
 		Bans:         func() []detector.Ban { return d.dispatcher.Bans() },
-		BootID:       d.outputs.bootID, HostVersion: version.String(), StateDir: stateDir,
+		BootID:       d.outputs.bootID, HostVersion: version.String(), StateDir: stateDir, SocketDir: socketDir,
 	}, nil
 }
 
