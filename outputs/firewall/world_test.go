@@ -16,11 +16,15 @@ import (
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/nettest"
 	"github.com/portsnare/portsnare/outputs/outputapi"
+	"github.com/portsnare/portsnare/outputs/outputtest"
 )
 
 // The tests' process has a network stack of its own. It is the host whose
 // firewall the module keeps, for a module acts where its process is.
-func TestMain(m *testing.M) { nettest.Main(m) }
+func TestMain(m *testing.M) {
+	outputtest.Serve(newModule)
+	nettest.Main(m)
+}
 
 // The addresses of this host on the wire to the other one.
 const (
