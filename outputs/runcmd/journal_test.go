@@ -78,7 +78,7 @@ func TestRestartOfCommandAlone(t *testing.T) {
 func TestCommandsChange(t *testing.T) {
 	d, dir := newDiary(t), t.TempDir()
 	set(t, configured(t, map[string]any{"ban": d.writes("ban"), "unban": d.writes("unban")}, dir), "192.0.2.1")
-	changed := configured(t, map[string]any{"ban": d.writes("block"), "unban": d.writes("unblock")}, dir)
+	changed := configured(t, map[string]any{"ban": d.writes("block"), "unban": d.writes("unblock"), "concurrency": 1}, dir)
 	set(t, changed, "192.0.2.1", "192.0.2.2")
 	lift(t, changed, "192.0.2.1", "192.0.2.2")
 	wantDiary(t, d, "ban 192.0.2.1\nblock 192.0.2.2\nunban 192.0.2.1\nunblock 192.0.2.2\n")
