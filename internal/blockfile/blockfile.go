@@ -57,17 +57,21 @@ type File struct {
 	size    int64       // of file, up to the end of its last whole record
 	torn    bool        // part of another record may follow
 	hanging bool        // the last line has no newline, as some editors leave it
+
+	// unwritten are records that could not be written yet. Their sources are
+	// held, each of them once, which bounds them.
+	unwritten []logline.Blocked
 }
 
 // Open opens the file at path, reads it and, in PortSentry 1.2's format, empties
-// it. A missing file is made, with the directories above it (0755).
+// it. A missing file is made, PortSentry 2's with the directories above it (0755).
 //
 // The file is refused if following it could do harm: if it is a symbolic link,
-// anything but a regular file, or has a second name; and, in a directory where
-// others than root and we can make files, if it belongs to others or they can
-// write it. A new one gets mode 0600, or 0644 for PortSentry 1.2's in a directory
-// of our own, since others read that. It is refused, and stays as it is, if
-// another daemon has it open or if it is not a list in the wanted format.
+// anything but a regular file, has a second name or can be written by others; and,
+// in a directory where others than root and we can make files, if it belongs to
+// others. A new one gets mode 0600, or 0644 for PortSentry 1.2's, since others read
+// that. It is refused, and stays as it is, if another daemon has it open or if it
+// is not a list in the wanted format.
 //
 // An error is always a [conf.Fault]. What was wrong with the file and has been
 // mended, or what happens to it later, is told to warn, which must not call the
@@ -92,9 +96,14 @@ func Open(path string, format conf.BanFileFormat, warn func(conf.Warning)) (*Fil
 	return f, nil
 }
 
-// fault returns err as an administrator and PortSentry 2 put it.
+// fault returns err as an administrator puts it, and as the PortSentry does whose
+// file it is.
 func (f *File) fault(err error) conf.Fault {
 	fault := conf.Fault{Place: conf.Place{File: f.name}, Text: err.Error(), Err: err}
+	if f.format == conf.BanFilePortSentry1 {
+		fault.Upstream = "adminalert: ERROR: Cannot delete blocked file on startup: " + f.name + "."
+		return fault
+	}
 	reason := fault.Text
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		text := errno.Error() // strerror(3)'s, but for the capital
@@ -117,7 +126,7 @@ func (f *File) Holds(addr netip.Addr) bool {
 	defer f.mu.Unlock()
 	if f.format == conf.BanFilePortSentry1 && time.Since(f.looked) >= lookInterval {
 		if err := f.followLocked(); err != nil {
-			f.warnOf(err.Error()+"; who was held stays held", f.fault(err).Upstream)
+			f.warnOf(err.Error()+"; who was held stays held", "adminalert: ERROR: Cannot open blocked file: "+f.name+".")
 		}
 	}
 	_, held := f.held[addr.As16()]
@@ -135,23 +144,21 @@ func (f *File) Len() int {
 // is the address alone. A source that is held already is not recorded again.
 //
 // If the record cannot be written, as on a full disk, there is an error and the
-// source is held all the same, until the daemon ends or, in PortSentry 1.2's
-// format, somebody edits the file. Where too many are held it is not.
+// source is held all the same; the next Add, Flush and Close try again. Where too
+// many are held it is not.
 func (f *File) Add(b logline.Blocked) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	err := f.followLocked()
-	if err == nil && f.file == nil {
-		err = f.acquireLocked(f.loadLocked)
-	}
+	err := f.reachLocked()
 	if _, held := f.held[b.Source.As16()]; held {
 		return nil
 	}
 	if hold(f.held, b.Source) > 0 {
 		return fmt.Errorf("%s: %v is not held, since %d sources are", f.name, b.Source, maxSources)
 	}
+	f.unwritten = append(f.unwritten, b)
 	if err == nil {
-		err = f.appendLocked(&b)
+		err = f.flushLocked()
 	}
 	if err != nil {
 		return fmt.Errorf("%s: record %v: %w", f.name, b.Source, err)
@@ -159,9 +166,42 @@ func (f *File) Add(b logline.Blocked) error {
 	return nil
 }
 
-// Close closes the file and so lets others have it.
-func (f *File) Close() error {
+// Flush writes the records that could not be written before, if there are any.
+func (f *File) Flush() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.releaseLocked()
+	if len(f.unwritten) == 0 {
+		return nil
+	}
+	err := f.reachLocked()
+	if err == nil {
+		err = f.flushLocked()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: records not written: %d: %w", f.name, len(f.unwritten), err)
+	}
+	return nil
+}
+
+// flushLocked writes what has yet to be written, oldest first, up to the first
+// failure.
+func (f *File) flushLocked() error {
+	for len(f.unwritten) > 0 {
+		if err := f.appendLocked(&f.unwritten[0]); err != nil {
+			return err
+		}
+		f.unwritten = f.unwritten[1:]
+	}
+	f.unwritten = nil
+	return nil
+}
+
+// Close writes what could not be written before, closes the file and so lets others
+// have it. Of records that cannot be written now either, the error says how many
+// are lost.
+func (f *File) Close() error {
+	err := f.Flush()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return errors.Join(err, f.releaseLocked())
 }

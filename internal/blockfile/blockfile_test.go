@@ -109,7 +109,7 @@ func TestPortSentry2IsKeptAcrossStarts(t *testing.T) {
 }
 
 func TestPortSentry1IsEmptiedAtTheStart(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state", "blocked.tcp")
+	path := filepath.Join(t.TempDir(), "blocked.tcp")
 	first := mustOpen(t, path, conf.BanFilePortSentry1)
 	mustAdd(t, first, blocked(v4, "attacker.example.org"))
 	mustAdd(t, first, blocked(v6, ""))
@@ -229,7 +229,11 @@ func TestForeignFileIsRefused(t *testing.T) {
 			if !ok || err.Error() != path+": "+want {
 				t.Errorf("Open: %v\nwant  %s: %s", err, path, want)
 			}
-			if upstream := "Unable to open block file for writing " + path + ": " + want; fault.Upstream != upstream {
+			upstream := "Unable to open block file for writing " + path + ": " + want
+			if test.format == conf.BanFilePortSentry1 {
+				upstream = "adminalert: ERROR: Cannot delete blocked file on startup: " + path + "."
+			}
+			if fault.Upstream != upstream {
 				t.Errorf("in PortSentry's words: %q\nwant %q", fault.Upstream, upstream)
 			}
 			checkFile(t, path, test.content)
@@ -324,13 +328,10 @@ func TestPortSentry1FollowsEditsByHand(t *testing.T) {
 		},
 		"emptied": {func(path string) error { return os.Truncate(path, 0) }, nil, 0, line4Other},
 		"removed": {os.Remove, nil, 0, line4Other},
-		"removed with its directory": {
-			func(path string) error { return os.RemoveAll(filepath.Dir(path)) }, nil, 0, line4Other,
-		},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "state", "blocked.tcp")
+			path := filepath.Join(t.TempDir(), "blocked.tcp")
 			f := mustOpen(t, path, conf.BanFilePortSentry1)
 			mustAdd(t, f, blocked(v4, "attacker.example.org"))
 			mustAdd(t, f, blocked(v6, ""))
@@ -406,6 +407,8 @@ func TestPortSentry1RefusesAnUnsafeReplacement(t *testing.T) {
 	f.checkHeld(t, v4)
 	if len(f.warnings) != 1 || !strings.Contains(f.warnings[0].Text, "symbolic link") {
 		t.Errorf("warnings %q, want one of the symbolic link", f.warnings)
+	} else if want := "adminalert: ERROR: Cannot open blocked file: " + path + "."; f.warnings[0].Upstream != want {
+		t.Errorf("in PortSentry's words: %q, want %q", f.warnings[0].Upstream, want)
 	}
 	if err := f.Add(blocked(v4Other, "")); err == nil {
 		t.Error("Add to a symbolic link: no error")
@@ -413,14 +416,19 @@ func TestPortSentry1RefusesAnUnsafeReplacement(t *testing.T) {
 	if err := f.Add(blocked(v4, "")); err != nil {
 		t.Errorf("Add of a source that is held: %v", err)
 	}
+	if err := f.Flush(); err == nil {
+		t.Error("Flush to a symbolic link: no error")
+	}
 	f.checkHeld(t, v4, v4Other)
 	checkFile(t, elsewhere, line6)
 
 	if err := os.Rename(elsewhere, path); err != nil {
 		t.Fatal(err)
 	}
-	f.checkHeld(t, v6)
-	mustAdd(t, f, blocked(v4Other, ""))
+	f.checkHeld(t, v6, v4Other)
+	if err := f.Flush(); err != nil {
+		t.Error(err)
+	}
 	checkFile(t, path, line6+line4Other)
 }
 
@@ -462,13 +470,51 @@ func TestPortSentry2IsNotWrittenIntoAnotherList(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "blocked")
 	f := mustOpen(t, path, conf.BanFilePortSentry2)
 	write(t, path, line4)
-	for range 2 {
-		if err := f.Add(blocked(v6, "")); err == nil || !strings.Contains(err.Error(), "a list of PortSentry 1.2") {
+	for _, source := range []netip.Addr{v6, v4Other} {
+		if err := f.Add(blocked(source, "")); err == nil || !strings.Contains(err.Error(), "a list of PortSentry 1.2") {
 			t.Errorf("Add: %v, want the file refused", err)
 		}
-		delete(f.held, v6.As16())
+	}
+	if err := f.Close(); err == nil || !strings.Contains(err.Error(), "records not written: 2") {
+		t.Errorf("Close: %v, want it to tell of two records", err)
 	}
 	checkFile(t, path, line4)
+}
+
+// PortSentry 1.2 has an error for a wrong path. It makes no directories that
+// nobody asked for.
+func TestPortSentry1MakesNoDirectories(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state", "blocked.tcp")
+	_, err := Open(path, conf.BanFilePortSentry1, nil)
+	fault, _ := errors.AsType[conf.Fault](err)
+	if want := "adminalert: ERROR: Cannot delete blocked file on startup: " + path + "."; fault.Upstream != want || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Open: %v, in PortSentry's words %q, want %q", err, fault.Upstream, want)
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the directory has been made: %v", err)
+	}
+
+	// Nor if they go while it runs.
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := mustOpen(t, path, conf.BanFilePortSentry1)
+	mustAdd(t, f, blocked(v4, "attacker.example.org"))
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	f.checkHeld(t)
+	if err := f.Add(blocked(v6, "")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Add without the directory: %v", err)
+	}
+	f.checkHeld(t, v6)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f.checkHeld(t, v6)
+	mustAdd(t, f, blocked(v4Other, ""))
+	checkFile(t, path, line6+line4Other)
 }
 
 // The daemon may change its directory after the start.
@@ -492,8 +538,8 @@ func TestModeOfANewFile(t *testing.T) {
 		"PortSentry 2":                             {conf.BanFilePortSentry2, 0o755, 0o600},
 		"PortSentry 1.2":                           {conf.BanFilePortSentry1, 0o755, 0o644},
 		"PortSentry 2 in a shared directory":       {conf.BanFilePortSentry2, 0o777 | fs.ModeSticky, 0o600},
-		"PortSentry 1.2 in a shared directory":     {conf.BanFilePortSentry1, 0o777 | fs.ModeSticky, 0o600},
-		"PortSentry 1.2 in a directory of a group": {conf.BanFilePortSentry1, 0o775, 0o600},
+		"PortSentry 1.2 in a shared directory":     {conf.BanFilePortSentry1, 0o777 | fs.ModeSticky, 0o644},
+		"PortSentry 1.2 in a directory of a group": {conf.BanFilePortSentry1, 0o775, 0o644},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -561,8 +607,11 @@ func TestSizeIsBounded(t *testing.T) {
 	if err := f.Add(blocked(v6, "")); err == nil || !strings.Contains(err.Error(), "64 MiB") || !f.Holds(v6) {
 		t.Errorf("Add to a file of the largest size: %v", err)
 	}
+	if err := f.Close(); err == nil || !strings.Contains(err.Error(), "records not written: 1") {
+		t.Errorf("Close: %v, want it to tell of a record", err)
+	}
 	checkFile(t, path, "")
-	if err := errors.Join(f.Close(), os.Truncate(path, maxSize+1)); err != nil {
+	if err := os.Truncate(path, maxSize+1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(path, conf.BanFilePortSentry2, nil); err == nil || !strings.Contains(err.Error(), "larger than 64 MiB") {
@@ -570,53 +619,111 @@ func TestSizeIsBounded(t *testing.T) {
 	}
 }
 
-// On a full disk a source is held, its record is not half written, and the next
-// record is whole.
-func TestFullDisk(t *testing.T) {
-	for _, format := range []conf.BanFileFormat{conf.BanFilePortSentry2, conf.BanFilePortSentry1} {
-		t.Run(string(format), func(t *testing.T) {
-			dir := t.TempDir()
-			if err := unix.Mount("small", dir, "tmpfs", 0, "size=64k"); err != nil {
-				t.Fatalf("mount a small file system: %v", err)
-			}
-			t.Cleanup(func() {
-				if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
-					t.Error(err)
-				}
-			})
-			ballast, path := filepath.Join(dir, "ballast"), filepath.Join(dir, "blocked")
-			write(t, ballast, strings.Repeat("x", 48<<10))
-			f := mustOpen(t, path, format)
+// A smallDisk is a file system of 64 KiB with next to no room.
+type smallDisk struct{ ballast, path string }
 
-			var want []byte
-			n := 0
-			for ; ; n++ {
-				b := blocked(number(n), "")
-				err := f.Add(b)
-				if errors.Is(err, unix.ENOSPC) {
-					break
-				}
-				if err != nil || n > 64<<10 {
-					t.Fatalf("Add of source %d: %v", n, err)
-				}
-				want = Append(want, format, &b)
-			}
-			checkFile(t, path, string(want))
-			if n++; f.Len() != n || !f.Holds(number(n-1)) {
-				t.Errorf("%d sources are held, want %d", f.Len(), n)
-			}
-			if err := os.Remove(ballast); err != nil {
-				t.Fatal(err)
-			}
-			mustAdd(t, f, blocked(v6, ""))
-			b := blocked(v6, "")
-			checkFile(t, path, string(Append(want, format, &b)))
-			f.looked = time.Time{}
-			if !f.Holds(number(n-1)) || f.Len() != n+1 {
+func newSmallDisk(t *testing.T) smallDisk {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("small", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatalf("mount a small file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	disk := smallDisk{ballast: filepath.Join(dir, "ballast"), path: filepath.Join(dir, "blocked")}
+	write(t, disk.ballast, strings.Repeat("x", 48<<10))
+	return disk
+}
+
+// fill adds sources until there is room for no more records, and returns the
+// records of all of them, of which the file has all but the last.
+func (d smallDisk) fill(t *testing.T, f *subject) (records []byte) {
+	t.Helper()
+	for n := 0; ; n++ {
+		b := blocked(number(n), "")
+		err := f.Add(b)
+		if err != nil && !errors.Is(err, unix.ENOSPC) || n > 64<<10 {
+			t.Fatalf("Add of source %d: %v", n, err)
+		}
+		if err != nil {
+			checkFile(t, d.path, string(records))
+			if f.Len() != n+1 || !f.Holds(b.Source) {
 				t.Errorf("%d sources are held, want %d", f.Len(), n+1)
 			}
-		})
+			return Append(records, f.format, &b)
+		}
+		records = Append(records, f.format, &b)
 	}
+}
+
+// On a full disk a source is held and its record is not half written. When there
+// is room again, the next occasion writes it.
+func TestFullDisk(t *testing.T) {
+	late := blocked(v6, "")
+	for name, test := range map[string]struct {
+		then func(f *subject) error
+		more int // sources that this brings
+	}{
+		"another source": {func(f *subject) error { return f.Add(late) }, 1},
+		"a flush":        {func(f *subject) error { return f.Flush() }, 0},
+		"the end":        {func(f *subject) error { return f.Close() }, 0},
+	} {
+		for _, format := range []conf.BanFileFormat{conf.BanFilePortSentry2, conf.BanFilePortSentry1} {
+			t.Run(name+", "+string(format), func(t *testing.T) {
+				disk := newSmallDisk(t)
+				f := mustOpen(t, disk.path, format)
+				want := disk.fill(t, f)
+				held := f.Len()
+				if err := f.Flush(); !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "records not written: 1") {
+					t.Errorf("Flush without room: %v", err)
+				}
+				if err := os.Remove(disk.ballast); err != nil {
+					t.Fatal(err)
+				}
+				if err := test.then(f); err != nil {
+					t.Fatal(err)
+				}
+				for range test.more {
+					want = Append(want, format, &late)
+				}
+				checkFile(t, disk.path, string(want))
+				f.looked = time.Time{}
+				if !f.Holds(number(held-1)) || f.Len() != held+test.more {
+					t.Errorf("%d sources are held, want %d", f.Len(), held+test.more)
+				}
+			})
+		}
+	}
+}
+
+// However often the file goes and comes while nothing can be written, a source
+// waits once to be.
+func TestUnwrittenAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "blocked.tcp")
+	f := mustOpen(t, path, conf.BanFilePortSentry1)
+	for range 3 {
+		if err := errors.Join(os.RemoveAll(path), os.Mkdir(path, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		for _, source := range []netip.Addr{v4, v6} {
+			_ = f.Add(blocked(source, "")) // the first time it cannot be written
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		f.checkHeld(t, v4, v6)
+	}
+	if len(f.unwritten) != 2 {
+		t.Errorf("%d records wait, want 2", len(f.unwritten))
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	b := blocked(v4, "")
+	checkFile(t, path, string(Append(nil, f.format, &b))+line6)
 }
 
 // If what is left of a record cannot be cut off at once, it is before the next.

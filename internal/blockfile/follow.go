@@ -13,6 +13,15 @@ import (
 	"github.com/portsnare/portsnare/parsers/logline"
 )
 
+// reachLocked follows the file and opens it if there is none to append to.
+func (f *File) reachLocked() error {
+	err := f.followLocked()
+	if err == nil && f.file == nil {
+		err = f.acquireLocked(f.loadLocked)
+	}
+	return err
+}
+
 // followLocked reads the file again if somebody has changed or replaced it. If
 // it cannot be read, what was held stays held and the File has no file.
 func (f *File) followLocked() error {
@@ -30,9 +39,9 @@ func (f *File) followLocked() error {
 		return f.acquireLocked(f.loadLocked)
 	}
 	if f.format == conf.BanFilePortSentry1 {
-		clear(f.held)
+		f.held = f.heldUnwrittenLocked()
 	}
-	return nil // Add makes the file anew
+	return nil // Add and Flush make the file anew
 }
 
 // same reports whether a and b tell of one file in one state. Nil is no file.
@@ -50,7 +59,8 @@ func (f *File) acquireLocked(load func(data []byte) error) error {
 	if f.format == conf.BanFilePortSentry1 {
 		mode = 0o644
 	}
-	file, err := open(f.path, mode)
+	// PortSentry 1.2 makes no directories: a wrong path is an error.
+	file, err := open(f.path, mode, f.format == conf.BanFilePortSentry2)
 	if err != nil {
 		return err
 	}
@@ -109,7 +119,7 @@ func (f *File) loadLocked(data []byte) error {
 	if f.format == conf.BanFilePortSentry2 {
 		return f.mergeLocked(data)
 	}
-	held, left := make(map[source]struct{}), 0
+	held, left := f.heldUnwrittenLocked(), 0
 	skipped := parseText(data, func(b logline.Blocked) { left += hold(held, b.Source) })
 	f.held = held
 	f.warnOfRest(left)
@@ -117,6 +127,16 @@ func (f *File) loadLocked(data []byte) error {
 		f.warnOf(err.Error()+" and passed over", "")
 	}
 	return nil
+}
+
+// heldUnwrittenLocked returns who is held whatever the file says: nobody could
+// take a line out of it that it never had.
+func (f *File) heldUnwrittenLocked() map[source]struct{} {
+	held := make(map[source]struct{}, len(f.unwritten))
+	for i := range f.unwritten {
+		hold(held, f.unwritten[i].Source)
+	}
+	return held
 }
 
 // mergeLocked also holds the sources of PortSentry 2's records, and mends the

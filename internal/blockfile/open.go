@@ -15,17 +15,14 @@ import (
 // and its opening, others could put something else there.
 
 // open opens the file at path for reading and appending, and locks it. It makes a
-// missing file with the given mode, and missing directories with mode 0755. What
-// it refuses is said at [Open].
-func open(path string, mode fs.FileMode) (*os.File, error) {
-	dir, shared, err := openDirectory(filepath.Dir(path))
+// missing file with the given mode and, if asked to, missing directories with mode
+// 0755. What it refuses is said at [Open].
+func open(path string, mode fs.FileMode, makeDirs bool) (*os.File, error) {
+	dir, shared, err := openDirectory(filepath.Dir(path), makeDirs)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	if shared {
-		mode = 0o600
-	}
 	file, err := openIn(dir, path, mode)
 	if err != nil {
 		return nil, err
@@ -44,12 +41,12 @@ func open(path string, mode fs.FileMode) (*os.File, error) {
 	return file, nil
 }
 
-// openDirectory opens a directory, which it makes if it is missing, and reports
-// whether others than root and we can put files there.
-func openDirectory(path string) (dir *os.File, shared bool, err error) {
+// openDirectory opens a directory, which it makes if it is missing and asked to,
+// and reports whether others than root and we can put files there.
+func openDirectory(path string, makeIt bool) (dir *os.File, shared bool, err error) {
 	const flags = os.O_RDONLY | syscall.O_DIRECTORY
 	dir, err = os.OpenFile(path, flags, 0)
-	if errors.Is(err, fs.ErrNotExist) {
+	if makeIt && errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return nil, false, err
 		}
@@ -98,16 +95,16 @@ func openIn(dir *os.File, path string, mode fs.FileMode) (*os.File, error) {
 // is shared if others than root and the user euid can make files there, which
 // they could have done before us.
 func check(info fs.FileInfo, shared bool, euid int) error {
-	const remedy = "in a directory that others can write to; use one of root's, such as /var/lib/portsentry"
 	switch {
 	case !info.Mode().IsRegular():
 		return errors.New("not a regular file")
 	case info.Sys().(*syscall.Stat_t).Nlink > 1:
 		return errors.New("has a second name (a hard link); make a copy and name that")
 	case shared && !ours(info, euid):
-		return fmt.Errorf("belongs to user %d %s", info.Sys().(*syscall.Stat_t).Uid, remedy)
-	case shared && othersWrite(info):
-		return errors.New("can be written by others, " + remedy)
+		return fmt.Errorf("belongs to user %d in a directory that others can write to; use one of root's, such as /var/lib/portsentry",
+			info.Sys().(*syscall.Stat_t).Uid)
+	case othersWrite(info):
+		return errors.New("can be written by others, who could have anybody taken for blocked; look through it, then chmod go-w it")
 	}
 	return nil
 }

@@ -22,18 +22,19 @@ func TestUnsafeFileIsRefused(t *testing.T) {
 		make      func(path, victim string) error
 		want      string // in the error; empty: it is opened
 	}{
-		"a symbolic link":                      {0o755, func(path, victim string) error { return os.Symlink(victim, path) }, "symbolic link"},
-		"a symbolic link to nothing":           {shared, func(path, _ string) error { return os.Symlink(path+".new", path) }, "symbolic link"},
-		"a hard link":                          {0o755, func(path, victim string) error { return os.Link(victim, path) }, "hard link"},
-		"a pipe":                               {0o755, func(path, _ string) error { return unix.Mkfifo(path, 0o600) }, "not a regular file"},
-		"a socket":                             {0o755, listen, "open: "},
-		"a directory":                          {0o755, func(path, _ string) error { return os.Mkdir(path, 0o700) }, "is a directory"},
-		"for the group, in a shared directory": {shared, withMode(0o660), "can be written by others"},
-		"for all, in a shared directory":       {shared, withMode(0o606), "can be written by others"},
-		"for all, in a directory of a group":   {0o775, withMode(0o666), "can be written by others"},
-		"for all, in a shared, unsticky one":   {0o777, withMode(0o666), "can be written by others"},
-		"for its owner, in a shared directory": {shared, withMode(0o644), ""},
-		"for all, in a directory of root's":    {0o755, withMode(0o666), ""},
+		"a symbolic link":                         {0o755, func(path, victim string) error { return os.Symlink(victim, path) }, "symbolic link"},
+		"a symbolic link to nothing":              {shared, func(path, _ string) error { return os.Symlink(path+".new", path) }, "symbolic link"},
+		"a hard link":                             {0o755, func(path, victim string) error { return os.Link(victim, path) }, "hard link"},
+		"a pipe":                                  {0o755, func(path, _ string) error { return unix.Mkfifo(path, 0o600) }, "not a regular file"},
+		"a socket":                                {0o755, listen, "open: "},
+		"a directory":                             {0o755, func(path, _ string) error { return os.Mkdir(path, 0o700) }, "is a directory"},
+		"for the group, in a shared directory":    {shared, withMode(0o660), "can be written by others"},
+		"for all, in a shared directory":          {shared, withMode(0o606), "can be written by others"},
+		"for all, in a directory of a group":      {0o775, withMode(0o666), "can be written by others"},
+		"for all, in a shared, unsticky one":      {0o777, withMode(0o666), "can be written by others"},
+		"for its owner, in a shared directory":    {shared, withMode(0o644), ""},
+		"for the group, in a directory of root's": {0o755, withMode(0o660), "can be written by others"},
+		"for all, in a directory of root's":       {0o700, withMode(0o666), "can be written by others"},
 	}
 	for name, test := range tests {
 		for _, format := range []conf.BanFileFormat{conf.BanFilePortSentry2, conf.BanFilePortSentry1} {
