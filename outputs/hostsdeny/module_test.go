@@ -24,9 +24,13 @@ import (
 func newModule() outputapi.Module { return new(Module) }
 
 func TestContract(t *testing.T) {
-	for _, line := range []string{"ALL: $TARGET$", "ALL: $TARGET$ : DENY", "sshd: [$TARGET$] : spawn logger $PORT$ $MODE$"} {
+	for line, many := range map[string]int{
+		"ALL: $TARGET$":        10_000,
+		"ALL: $TARGET$ : DENY": 100,
+		"sshd: [$TARGET$] : spawn logger $PORT$ $MODE$": 100,
+	} {
 		t.Run(line, func(t *testing.T) {
-			outputtest.Run(t, newModule, outputtest.Options{World: func(t *testing.T) outputtest.World {
+			outputtest.Run(t, newModule, outputtest.Options{Bans: many, World: func(t *testing.T) outputtest.World {
 				path := deny(t, before)
 				return outputtest.World{
 					Settings: map[string]any{"file": path, "line": line},
