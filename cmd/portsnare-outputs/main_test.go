@@ -14,6 +14,10 @@ import (
 	"github.com/portsnare/portsnare/outputs/outputapi"
 )
 
+// noSleep is for GORACE: the race detector would make each process wait for a
+// second at its end.
+const noSleep = "atexit_sleep_ms=0"
+
 // The test binary is the program, by its name and those of the modules.
 func TestMain(m *testing.M) {
 	programs := map[string]func(){"portsnare-outputs": main}
@@ -28,6 +32,10 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("GORACE", noSleep)
+			return nil
+		},
 	})
 }
 
@@ -61,8 +69,7 @@ func start(t *testing.T, args []string) *outputapi.Client {
 		Plugins:         outputapi.Plugins(),
 		Cmd: &exec.Cmd{
 			Path: self, Args: args, Dir: "/",
-			// The race detector would make each process wait for a second at its end.
-			Env: []string{"TMPDIR=" + t.TempDir(), "GORACE=atexit_sleep_ms=0"},
+			Env: []string{"TMPDIR=" + t.TempDir(), "GORACE=" + noSleep},
 		},
 		SkipHostEnv:      true,
 		AutoMTLS:         true,

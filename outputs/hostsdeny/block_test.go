@@ -85,7 +85,8 @@ func TestParseRefuses(t *testing.T) {
 
 // Who is banned last finds no room; the bans before are in force.
 func TestFileIsFull(t *testing.T) {
-	d := document{before: bytes.Repeat([]byte("#\n"), maxSize/2-100)}
+	comment := "#" + strings.Repeat(" ", 126) + "\n"
+	d := document{before: []byte(strings.Repeat(comment, maxSize/len(comment)-3))}
 	var add []string
 	for i := range 20 {
 		add = append(add, fmt.Sprintf("ALL: 192.0.2.%d", i))

@@ -25,8 +25,7 @@ func newModule() outputapi.Module { return new(Module) }
 
 func TestContract(t *testing.T) {
 	for line, many := range map[string]int{
-		"ALL: $TARGET$":        10_000,
-		"ALL: $TARGET$ : DENY": 100,
+		"ALL: $TARGET$": 10_000,
 		"sshd: [$TARGET$] : spawn logger $PORT$ $MODE$": 100,
 	} {
 		t.Run(line, func(t *testing.T) {

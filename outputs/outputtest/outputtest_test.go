@@ -67,7 +67,7 @@ func TestContractFindsFlaws(t *testing.T) {
 			test = "TestContract/in_process/" + test
 			// Slashes part levels of tests, and each level is a pattern of its own.
 			cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+strings.ReplaceAll(test, "/", "$/^")+"$")
-			cmd.Env = append(os.Environ(), flawEnv+"="+flaw)
+			cmd.Env = append(os.Environ(), flawEnv+"="+flaw, "GORACE=atexit_sleep_ms=0")
 			out, err := cmd.CombinedOutput()
 			if _, failed := errors.AsType[*exec.ExitError](err); !failed || !strings.Contains(string(out), "--- FAIL: "+test) {
 				t.Errorf("%s does not find a module that %s: %v\n%s", test, flaw, err, out)
