@@ -1,8 +1,8 @@
 // Package hostsdeny edits /etc/hosts.deny, with which TCP wrappers (libwrap)
 // keep sources out of services.
 //
-// [Line] makes a line of PortSentry's KILL_HOSTS_DENY, a [File] adds and
-// removes it.
+// [Module] is the output module. [Line] makes a line of PortSentry's
+// KILL_HOSTS_DENY, a [File] adds and removes it.
 package hostsdeny
 
 import (
