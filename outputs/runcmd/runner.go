@@ -1,7 +1,8 @@
 // Package runcmd runs the commands that an administrator wrote for bans:
-// PortSentry's KILL_ROUTE and KILL_RUN_CMD.
+// PortSentry's KILL_ROUTE and KILL_RUN_CMD, and commands of one's own.
 //
-// [Expand] and [ExpandBan] make a command of a template, a [Runner] runs it.
+// [Module] is the output module. [Expand] and [ExpandBan] make a command of a
+// template, a [Runner] runs it.
 package runcmd
 
 import (
