@@ -180,7 +180,7 @@ func (c *Config) validateOutputs(d *diagnosis) {
 			d.fault(d.at(key), "%q is no output name; use up to %d lower-case letters, digits, - and _, a letter or digit first", name, maxOutputName)
 		}
 		validateCapabilities(d, key+".capabilities", o.Capabilities)
-		validateSettings(d, name, o)
+		c.validateSettings(d, name, o)
 	}
 }
 
@@ -204,15 +204,15 @@ func isOutputName(name string) bool {
 		strings.ContainsRune(lettersAndDigits, rune(name[0])) && strings.Trim(name, lettersAndDigits+"-_") == ""
 }
 
-// outputSettings are the settings of the outputs that are checked here: for each
-// the kind of value that it takes.
+// outputSettings are the settings that PortSentry's keys become, with the kind of
+// value that each takes. Others are checked by the module whose they are.
 var outputSettings = map[string]map[string]any{
 	"runcmd":    {"route": "", "command": "", "command_first": false, "ignore_status": false},
 	"hostsdeny": {"line": "", "file": ""},
 }
 
-// validateSettings checks the settings of an output, if it is one we know.
-func validateSettings(d *diagnosis, name string, o Output) {
+// validateSettings checks the settings of an output, as far as they are known here.
+func (c *Config) validateSettings(d *diagnosis, name string, o Output) {
 	kinds, known := outputSettings[name]
 	if !known {
 		return
@@ -221,6 +221,7 @@ func validateSettings(d *diagnosis, name string, o Output) {
 		place := d.at("output." + name + ".settings." + bareOrQuoted(setting))
 		kind, known := kinds[setting]
 		switch value := o.Settings[setting]; {
+		case !known && !c.ActsAsPortSentry():
 		case !known:
 			d.fault(place, "unknown setting; %s has %s", name, strings.Join(slices.Sorted(maps.Keys(kinds)), ", "))
 		case tomlType(value) != tomlType(kind):
