@@ -261,6 +261,19 @@ func (b *Bans) Lift(prefix netip.Prefix, now time.Time) []Ban {
 	return lifted
 }
 
+// LiftOnly ends the ban of source, as Lift does, and leaves those inside it.
+func (b *Bans) LiftOnly(source netip.Prefix, now time.Time) []Ban {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.sources.all[canonical(source)]
+	if s == nil || !s.banned() {
+		return nil
+	}
+	lifted := []Ban{b.liftLocked(s, now)}
+	b.changedLocked(s)
+	return lifted
+}
+
 // Pardon is what the operator's unban does: it lifts as Lift does, forgets the
 // offences, and gives every source that was banned the policy's grace; one that
 // is named, as a host is, has it also if it was not banned.

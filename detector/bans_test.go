@@ -354,6 +354,22 @@ func TestLift(t *testing.T) {
 	}
 }
 
+func TestLiftOnlyLeavesWhatIsInside(t *testing.T) {
+	b := NewBans(BanPolicy{})
+	ban(t, b, "203.0.113.7", at)
+	wide := netip.MustParsePrefix("203.0.113.0/24")
+	b.Confirm(must(b.Impose(Ban{Source: wide}, at)).Source, at)
+	if lifted := b.LiftOnly(wide, at); len(lifted) != 1 || lifted[0].Source != wide {
+		t.Errorf("lifted %v, want %v alone", lifted, wide)
+	}
+	if again := b.LiftOnly(wide, at); len(again) > 0 {
+		t.Errorf("lifted %v once more", again)
+	}
+	if !holds(b, "203.0.113.7", at) || holds(b, "203.0.113.8", at) {
+		t.Errorf("bans are %v, want that of the host alone", b.All(at))
+	}
+}
+
 // TestLiftWhileUnderWay is about an unban that comes between an output's being
 // told and its answer.
 func TestLiftWhileUnderWay(t *testing.T) {

@@ -233,6 +233,17 @@ func (d *Dispatcher) Unban(ctx context.Context, prefix netip.Prefix) ([]detector
 	return bans, err
 }
 
+// Spare lifts the bans of whom must never be banned by now, and returns them. It
+// is for the moment after the never-ban set was changed by order; what changes by
+// itself is noticed in time.
+func (d *Dispatcher) Spare(ctx context.Context) []detector.Ban {
+	bans := d.enforcer.spare(ctx)
+	for _, ban := range bans {
+		d.tellOfBan(detector.BanEnded, ban)
+	}
+	return bans
+}
+
 const (
 	// expireInterval is how often bans are ended whose time has come.
 	expireInterval = time.Second
@@ -248,17 +259,16 @@ func (d *Dispatcher) expire(ctx context.Context) {
 	defer ended.Stop()
 	defer spared.Stop()
 	for {
-		var bans []detector.Ban
 		select {
 		case <-ctx.Done():
 			return
 		case <-ended.C:
-			bans, _ = d.enforcer.expire(ctx) // there are bans, or we would not be here
+			bans, _ := d.enforcer.expire(ctx) // there are bans, or we would not be here
+			for _, ban := range bans {
+				d.tellOfBan(detector.BanEnded, ban)
+			}
 		case <-spared.C:
-			bans = d.enforcer.spare(ctx)
-		}
-		for _, ban := range bans {
-			d.tellOfBan(detector.BanEnded, ban)
+			d.Spare(ctx)
 		}
 	}
 }

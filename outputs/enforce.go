@@ -316,7 +316,7 @@ func (e *enforcer) spare(ctx context.Context) []detector.Ban {
 			continue
 		}
 		e.log.WithField("source", ban.Source).Warn("ban lifted, the source is never to be banned: " + why)
-		bans, _ := e.remove(ctx, func(now time.Time) []detector.Ban { return e.Bans.Lift(ban.Source, now) })
+		bans, _ := e.remove(ctx, func(now time.Time) []detector.Ban { return e.Bans.LiftOnly(ban.Source, now) })
 		lifted = append(lifted, bans...)
 	}
 	return lifted

@@ -151,7 +151,12 @@ func (c *controller) Allow(ctx context.Context, r control.AllowRequest) ([]contr
 	if err := c.setAllowed(r.Prefix, true); err != nil {
 		return nil, err
 	}
-	return c.Unban(ctx, r.Prefix)
+	bans, err := c.dispatcher.Unban(ctx, r.Prefix)
+	bans = append(bans, c.dispatcher.Spare(ctx)...) // wider ones
+	if err == nil {
+		err = c.save()
+	}
+	return toControl(bans), controlError(err)
 }
 
 func (c *controller) Disallow(_ context.Context, r control.AllowRequest) error {
