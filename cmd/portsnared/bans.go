@@ -174,6 +174,21 @@ func (s *banSaver) save(must bool) error {
 	return err
 }
 
+// flushBlocked writes down banned sources that could not be written down before.
+func (d *daemon) flushBlocked() {
+	if d.blocked == nil {
+		return
+	}
+	err := d.blocked.Flush()
+	switch {
+	case err != nil && !d.unwritten:
+		d.log.WithError(err).Error("banned sources are still not written down; this is tried every second")
+	case err == nil && d.unwritten:
+		d.log.Info("banned sources are written down again")
+	}
+	d.unwritten = err != nil
+}
+
 // A ledger remembers banned sources in PortSentry's file.
 type ledger struct{ *blockfile.File }
 

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/detector/capture"
+	"github.com/portsnare/portsnare/internal/blockfile"
 	"github.com/portsnare/portsnare/outputs/portsentrylog"
 	"github.com/portsnare/portsnare/outputs/runcmd"
 	"github.com/portsnare/portsnare/parsers/cmdline"
@@ -24,11 +27,10 @@ const exitPortSentry1 = 255
 // A portSentry1 is the daemon in the place of PortSentry 1.2.
 type portSentry1 struct {
 	*voice
-	word   conf.ModeWord
-	stderr io.Writer
+	word           conf.ModeWord
+	stdout, stderr io.Writer
 
 	config  conf.PortSentry1
-	asked   detector.PortSet // the ports of the configuration
 	taken   detector.PortSet // of these, others have now
 	refused detector.PortSet // of these, others have, so that they could not be opened
 	ignores int              // how often the ignore file was read
@@ -41,7 +43,7 @@ func runPortSentry1(word conf.ModeWord, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, rootNeeded)
 		return exitPortSentry1
 	}
-	p := &portSentry1{word: word, stderr: stderr, voice: &voice{
+	p := &portSentry1{word: word, stdout: stdout, stderr: stderr, voice: &voice{
 		prefix: "adminalert: ", flat: true,
 		syslog: portsentrylog.NewSyslog(portsentrylog.SyslogOptions{Tag: portSentry}),
 	}}
@@ -73,8 +75,9 @@ func (p *portSentry1) end(code int) int {
 	return code
 }
 
-// load reads the configuration, and says what is wrong with it: in PortSentry's
-// words to syslog and, if somebody is watching, in ours to them.
+// load reads the configuration, and says what is wrong with it. While somebody is
+// watching, the file of blocked sources is emptied, too: what is wrong with that
+// is told at once.
 func (p *portSentry1) load(watched bool) bool {
 	config, warnings, err := conf.LoadPortSentry1(cmdline.DefaultConfigFile, p.word)
 	for _, w := range warnings {
@@ -85,6 +88,9 @@ func (p *portSentry1) load(watched bool) bool {
 			fmt.Fprintf(p.stderr, "%s: warning: %v\n", portSentry, w)
 		}
 	}
+	if err == nil && watched {
+		err = emptyBlocked(config.Ban)
+	}
 	if err == nil {
 		p.config = config
 		return true
@@ -92,13 +98,40 @@ func (p *portSentry1) load(watched bool) bool {
 	if watched {
 		explainTo(p.stderr, err)
 	}
-	p.say(logline.Normal, "%s", upstream(err))
-	if faults, ok := errors.AsType[conf.Faults](err); ok && faults.Unreadable() {
-		p.admin("ERROR: Configuration files are missing/corrupted. Shutting down.")
-	} else {
-		p.admin("ERROR: Your config file is corrupted/missing mandatory option! Shutting down.")
-	}
+	p.refuse(err, watched)
 	return false
+}
+
+// emptyBlocked does with the file of blocked sources what every start does.
+func emptyBlocked(ban conf.Ban) error {
+	blocked, err := blockfile.Open(ban.File, ban.FileFormat, nil)
+	if err != nil {
+		return err
+	}
+	return blocked.Close()
+}
+
+// refuse says in PortSentry's words that it does not start: to syslog, and to who
+// is watching that they should look there. What it has no words for is told in
+// ours.
+func (p *portSentry1) refuse(err error, watched bool) {
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	p.say(logline.Normal, "%s", cmp.Or(upstream(err), p.prefix+first))
+	faults, _ := errors.AsType[conf.Faults](err)
+	if len(faults) > 0 && faults.OnlyPorts() {
+		p.admin("ERROR: could not go into PortSentry mode. Shutting down.")
+		return // PortSentry is in the background by now
+	}
+	text := "ERROR: Your config file is corrupted/missing mandatory option!"
+	if faults.Unreadable() {
+		text = "ERROR: Configuration files are missing/corrupted."
+	}
+	p.admin("%s Shutting down.", text)
+	if watched {
+		fmt.Fprintln(p.stdout, text)
+		fmt.Fprintln(p.stdout, "ERROR: Check your syslog for a more detailed error message.")
+		fmt.Fprintln(p.stdout, "ERROR: PortSentry is shutting down!")
+	}
 }
 
 // runDaemon is the process in the background.
@@ -127,7 +160,7 @@ func (p *portSentry1) runDaemon() int {
 	case err != nil:
 		p.sayError(err)
 		if _, ok := errors.AsType[*capture.NoTrapsError](err); ok {
-			p.listen(detector.PortSet{})
+			p.listen()
 			p.admin("ERROR: could not bind ANY %v sockets. Shutting down.", p.word.Proto())
 		}
 		p.admin("ERROR: could not go into PortSentry mode. Shutting down.")
@@ -148,7 +181,6 @@ func (p *portSentry1) leaveOutTaken(cfg *conf.Config) bool {
 	if p.word.Proto() == detector.UDP {
 		ports = &cfg.Detect.UDPPorts
 	}
-	p.asked = *ports
 	var taken, left []detector.PortRange
 	for _, r := range ports.Ranges() {
 		for port := int(r.First); port <= int(r.Last); port++ {
@@ -212,8 +244,7 @@ func (p *portSentry1) loadIgnore(paths ...string) (detector.PrefixSet, []conf.Wa
 func (p *portSentry1) active(d *daemon) {
 	switch {
 	case d.traps != nil:
-		tcp, udp := d.traps.Ports()
-		p.listen(union(tcp, udp))
+		p.listen()
 	case p.word.Advanced():
 		p.advanced()
 	default:
@@ -232,24 +263,20 @@ func (p *portSentry1) noteRefused(ports []capture.RefusedPort) {
 }
 
 // listen says which ports are opened, and which could not be.
-func (p *portSentry1) listen(held detector.PortSet) {
-	for _, r := range union(held, p.refused).Ranges() {
-		for port := int(r.First); port <= int(r.Last); port++ {
-			p.admin("Going into listen mode on %v port: %d", p.word.Proto(), port)
-			if p.refused.Contains(uint16(port)) {
-				p.admin("ERROR: could not bind %v socket: %d. Attempting to continue", p.word.Proto(), port)
-			}
+func (p *portSentry1) listen() {
+	for _, port := range p.config.Listed {
+		p.admin("Going into listen mode on %v port: %d", p.word.Proto(), port)
+		if p.refused.Contains(port) {
+			p.admin("ERROR: could not bind %v socket: %d. Attempting to continue", p.word.Proto(), port)
 		}
 	}
 }
 
 func (p *portSentry1) sniff() {
-	for _, r := range p.asked.Ranges() {
-		for port := int(r.First); port <= int(r.Last); port++ {
-			p.admin("Going into stealth listen mode on %v port: %d", p.word.Proto(), port)
-			if p.taken.Contains(uint16(port)) {
-				p.admin("ERROR: Socket %d is in use and will not be monitored. Attempting to continue", port)
-			}
+	for _, port := range p.config.Listed {
+		p.admin("Going into stealth listen mode on %v port: %d", p.word.Proto(), port)
+		if p.taken.Contains(port) {
+			p.admin("ERROR: Socket %d is in use and will not be monitored. Attempting to continue", port)
 		}
 	}
 }
@@ -260,14 +287,18 @@ func (p *portSentry1) advanced() {
 	if len(low.Excluded) == 0 {
 		p.admin("Advanced mode will manually exclude no ports")
 	}
-	excluded := p.taken.Ranges()
 	for _, port := range low.Excluded {
 		p.admin("Advanced mode will manually exclude port: %d ", port)
-		excluded = append(excluded, detector.PortRange{First: port, Last: port})
 	}
-	for _, r := range detector.NewPortSet(excluded...).Ranges() {
+	ignored := func(port uint16) {
+		p.admin("Advanced Stealth scan detection mode activated. Ignored %v port: %d", p.word.Proto(), port)
+	}
+	for _, r := range p.taken.Ranges() {
 		for port := int(r.First); port <= int(r.Last); port++ {
-			p.admin("Advanced Stealth scan detection mode activated. Ignored %v port: %d", p.word.Proto(), port)
+			ignored(uint16(port))
 		}
+	}
+	for _, port := range low.Excluded {
+		ignored(port)
 	}
 }

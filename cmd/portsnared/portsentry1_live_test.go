@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -19,7 +20,7 @@ import (
 
 // debianConfig is a portsentry.conf of PortSentry 1.2 with its files where the
 // sentry's /etc is; what a test adds comes after it.
-const debianConfig = `TCP_PORTS="11,111"
+const debianConfig = `TCP_PORTS="111,11"
 UDP_PORTS="7,11"
 ADVANCED_PORTS_TCP="20"
 ADVANCED_PORTS_UDP="20"
@@ -157,9 +158,17 @@ func TestStartOfPortSentry1(t *testing.T) {
 // started it in ours, and told by its status.
 func TestWhatPortSentry1Refuses(t *testing.T) {
 	shuttingDown := []string{"securityalert: PortSentry is shutting down", "adminalert: PortSentry is shutting down"}
-	const starting = "adminalert: PortSentry 1.2 is starting."
+	const (
+		starting  = "adminalert: PortSentry 1.2 is starting."
+		seeSyslog = "ERROR: Check your syslog for a more detailed error message.\nERROR: PortSentry is shutting down!\n"
+		missing   = "ERROR: Configuration files are missing/corrupted.\n" + seeSyslog
+		mandatory = "ERROR: Your config file is corrupted/missing mandatory option!\n" + seeSyslog
+	)
 	corrupted := func(first string) []string {
 		return []string{starting, first, "adminalert: ERROR: Your config file is corrupted/missing mandatory option! Shutting down."}
+	}
+	noPorts := func(first string) []string {
+		return []string{starting, first, "adminalert: ERROR: could not go into PortSentry mode. Shutting down."}
 	}
 	without := func(key string) string {
 		return regexp.MustCompile(`(?m)^`+key+`.*\n`).ReplaceAllString(debianConfig, "") + "SCAN_TRIGGER=\"0\"\n"
@@ -167,21 +176,34 @@ func TestWhatPortSentry1Refuses(t *testing.T) {
 	for name, tt := range map[string]struct {
 		word, config string // no configuration: there is no such file
 		want         []string
+		stdout       string
 		stderr       string
 	}{
 		"no file": {"-tcp", "", []string{
 			starting, "adminalert: Cannot open config file: /etc/portsentry/portsentry.conf. Exiting",
 			"adminalert: ERROR: Configuration files are missing/corrupted. Shutting down.",
-		}, "no such file or directory"},
-		"no BLOCKED_FILE": {"-tcp", without("BLOCKED_FILE"), corrupted("InitConfig: Cannot retrieve BLOCKED_FILE option! Aborting"), "BLOCKED_FILE"},
-		"no HISTORY_FILE": {"-udp", without("HISTORY_FILE"), corrupted("InitConfig: Cannot retrieve HISTORY_FILE option! Aborting"), "HISTORY_FILE"},
-		"no IGNORE_FILE":  {"-atcp", without("IGNORE_FILE"), corrupted("InitConfig: Cannot retrieve IGNORE_FILE option! Aborting"), "IGNORE_FILE"},
-		"no TCP_PORTS":    {"-stcp", without("TCP_PORTS"), corrupted("adminalert: ERROR: Could not read TCP_PORTS option from config file"), "TCP_PORTS"},
-		"no UDP_PORTS":    {"-sudp", without("UDP_PORTS"), corrupted("adminalert: ERROR: Could not read UDP_PORTS option from config file"), "UDP_PORTS"},
+		}, missing, "no such file or directory"},
+		"no BLOCKED_FILE": {"-tcp", without("BLOCKED_FILE"), corrupted("InitConfig: Cannot retrieve BLOCKED_FILE option! Aborting"), mandatory, "BLOCKED_FILE"},
+		"no HISTORY_FILE": {"-udp", without("HISTORY_FILE"), corrupted("InitConfig: Cannot retrieve HISTORY_FILE option! Aborting"), mandatory, "HISTORY_FILE"},
+		"no IGNORE_FILE":  {"-atcp", without("IGNORE_FILE"), corrupted("InitConfig: Cannot retrieve IGNORE_FILE option! Aborting"), mandatory, "IGNORE_FILE"},
+		"no TCP_PORTS":    {"-stcp", without("TCP_PORTS"), noPorts("adminalert: ERROR: Could not read TCP_PORTS option from config file"), "", "TCP_PORTS"},
+		"no UDP_PORTS":    {"-sudp", without("UDP_PORTS"), noPorts("adminalert: ERROR: Could not read UDP_PORTS option from config file"), "", "UDP_PORTS"},
+		"no port": {
+			"-tcp", "TCP_PORTS=\"\"\n" + debianConfig + "SCAN_TRIGGER=\"0\"\n",
+			noPorts("adminalert: ERROR: No TCP ports supplied in config file. Aborting"), "", "TCP_PORTS: lists no port",
+		},
+		"no port below the limit": {
+			"-atcp", "ADVANCED_PORTS_TCP=\"0\"\n" + debianConfig + "SCAN_TRIGGER=\"0\"\n",
+			noPorts("adminalert: /etc/portsentry/portsentry.conf:1: ADVANCED_PORTS_TCP: leaves no port to watch"), "", "leaves no port to watch",
+		},
+		"a BLOCKED_FILE in no directory": {
+			"-tcp", "BLOCKED_FILE=\"/etc/portsentry/nope/x\"\n" + debianConfig + "SCAN_TRIGGER=\"0\"\n",
+			corrupted("adminalert: ERROR: Cannot delete blocked file on startup: /etc/portsentry/nope/x.tcp."), mandatory, "no such file or directory",
+		},
 		"quotes missing": {
 			"-tcp", "HISTORY_FILE=/var/lib/history\n" + debianConfig + "SCAN_TRIGGER=\"0\"\n",
 			slices.Insert(corrupted("InitConfig: Cannot retrieve HISTORY_FILE option! Aborting"), 1, "adminalert: Quotes missing from HISTORY_FILE token. Option skipped"),
-			"HISTORY_FILE",
+			mandatory, "HISTORY_FILE",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -198,7 +220,10 @@ func TestWhatPortSentry1Refuses(t *testing.T) {
 			if err := daemon.Wait(t); err == nil || err.Error() != "exit status 255" {
 				t.Errorf("portsentry %s ended with %v, want exit status 255", tt.word, err)
 			}
-			if got := daemon.Stderr.String(); !strings.Contains(got, config1) || !strings.Contains(got, tt.stderr) {
+			if got := daemon.Stdout.String(); got != tt.stdout {
+				t.Errorf("standard output %q, want %q", got, tt.stdout)
+			}
+			if got := daemon.Stderr.String(); !strings.Contains(got, "etc/portsentry/") || !strings.Contains(got, tt.stderr) {
 				t.Errorf("standard error does not name the file and %q: %s", tt.stderr, got)
 			}
 			s.syslog.WaitLine(t, shuttingDown[1])
@@ -394,6 +419,53 @@ func TestBlockedListOfPortSentry1(t *testing.T) {
 	}
 }
 
+// A source whose record cannot be written is blocked all the same, and gets its
+// record as soon as it can be.
+func TestUnrecordedSourceOfPortSentry1(t *testing.T) {
+	t.Parallel()
+	s := newSentry1(t, "")
+	s.begin(t, "-stcp")
+	list := filepath.Join(s.dir, blocked1+"stcp")
+	if err := errors.Join(os.Remove(list), os.Mkdir(list, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "adminalert: banned sources are still not written down; this is tried every second")
+	s.probe(t, "tcp", s.target.IPv4, 11)
+	s.syslog.WaitLine(t, "is already blocked")
+	if err := os.Remove(list); err != nil {
+		t.Fatal(err)
+	}
+	nettest.WaitFor(t, "the record", func() bool {
+		_, err := os.Stat(list)
+		return err == nil && s.read(t, blocked1+"stcp") != ""
+	})
+	s.end(t)
+	if got := s.read(t, blocked1+"stcp"); strings.Count(got, "Host: 192.0.2.1/192.0.2.1 Port: 11 TCP Blocked\n") != 1 {
+		t.Errorf("the list holds %q, want one record", got)
+	}
+	if n := countLines(s.syslog, "still not written down"); n != 1 {
+		t.Errorf("the failure is told of %d times, want once", n)
+	}
+}
+
+// Whoever has a banner for one mode of PortSentry starts the others in silence.
+func TestBannerOfPortSentry1IsNoCauseForMail(t *testing.T) {
+	t.Parallel()
+	s := newSentry1(t, "PORT_BANNER=\"go away\"\n")
+	parent := s.start(t, "-stcp")
+	if err := parent.Wait(t); err != nil {
+		t.Fatal(err)
+	}
+	if got := parent.Stdout.String() + parent.Stderr.String(); got != "" {
+		t.Errorf("it prints %q, want nothing", got)
+	}
+	waitLines(t, s.syslog, 1, active1)
+	lines := s.syslogLines(t)
+	s.daemon = daemonOf(t, lines[len(lines)-1])
+	s.end(t)
+}
+
 // An ignored source leaves no trace. The file is read again whenever it changes.
 func TestIgnoreFileOfPortSentry1(t *testing.T) {
 	t.Parallel()
@@ -528,7 +600,7 @@ func TestPortSentry1WithoutATrigger(t *testing.T) {
 	want := []string{
 		"adminalert: PortSentry 1.2 is starting.",
 		"adminalert: ERROR: Could not read SCAN_TRIGGER option from config file. Disabling SCAN DETECTION TRIGGER",
-		"adminalert: Going into stealth listen mode on TCP port: 11",
+		"adminalert: Going into stealth listen mode on TCP port: 111",
 	}
 	if diff := cmp.Diff(want, s.texts(t)[:len(want)]); diff != "" {
 		t.Errorf("the first lines (-want +got)\n%s", diff)

@@ -12,18 +12,20 @@ import (
 	"github.com/portsnare/portsnare/parsers/conf"
 )
 
-// ignoreInterval is how often ignore files are looked at for changes.
-const ignoreInterval = time.Second
+// lookInterval is how often ignore files are looked at for changes, and banned
+// sources written down that could not be before.
+const lookInterval = time.Second
 
 // reloadOn reads the configuration again on every signal, and the ignore files
 // after every change, as administrators of PortSentry expect.
 func (d *daemon) reloadOn(ctx context.Context, signals <-chan os.Signal) error {
-	look := time.NewTicker(ignoreInterval)
+	look := time.NewTicker(lookInterval)
 	defer look.Stop()
 	for {
 		select {
 		case <-look.C:
 			d.followIgnoreFiles()
+			d.flushBlocked()
 		case <-signals:
 			if d.ignoreHangup {
 				continue

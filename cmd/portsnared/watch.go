@@ -48,6 +48,7 @@ type daemon struct {
 	config      conf.Config        // in force; only reload changes it
 	ignored     detector.PrefixSet // what the ignore files said
 	ignoreFiles files              // as they were when last read
+	unwritten   bool               // banned sources, as the log says; only reloadOn asks
 	reported    losses             // so far
 	leftOut     uint64             // probes without a line, so far told of
 }

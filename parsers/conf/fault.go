@@ -75,6 +75,12 @@ func (fs Faults) Unreadable() bool {
 	return slices.ContainsFunc(fs, func(f Fault) bool { return f.Err != nil })
 }
 
+// OnlyPorts reports whether nothing but the ports to watch is wrong. PortSentry 1.2
+// finds that out last, when its start has already succeeded.
+func (fs Faults) OnlyPorts() bool {
+	return !slices.ContainsFunc(fs, func(f Fault) bool { return !slices.Contains(portSentry1Ports, f.Key) })
+}
+
 // Unwrap returns every fault as an error.
 func (fs Faults) Unwrap() []error {
 	errs := make([]error, len(fs))

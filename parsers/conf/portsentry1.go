@@ -88,6 +88,10 @@ func (w ModeWord) Advanced() bool { return w == "atcp" || w == "audp" }
 type PortSentry1 struct {
 	Config
 
+	// Listed are the ports of the modes that have a list, in the order of the
+	// modes and the file, with those that stand there twice.
+	Listed []uint16
+
 	// LowPorts has an entry for each advanced mode, in the order in which the
 	// modes were given.
 	LowPorts []LowPorts
@@ -143,11 +147,12 @@ type portSentry1File struct {
 	entries map[string]portSentry1Entry // by key: its first
 }
 
-// A portSentry1Entry is the value of a key, which is empty where PortSentry
-// passes over it.
+// A portSentry1Entry is the value of a key. Where PortSentry passes over it, it is
+// empty and not given.
 type portSentry1Entry struct {
 	Place
 	value string
+	given bool
 }
 
 // portSentry1Ports are the keys that only say which ports are watched. Which of
@@ -224,7 +229,7 @@ func (f *portSentry1File) entry(place Place, rest string) {
 	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
 		f.fault(place, notPlainText)
 	default:
-		f.entries[place.Key] = portSentry1Entry{place, value}
+		f.entries[place.Key] = portSentry1Entry{place, value, true}
 	}
 }
 
@@ -275,12 +280,21 @@ func (f *portSentry1File) require(keys ...string) {
 }
 
 func (f *portSentry1File) wantTrigger() {
-	if f.entries["SCAN_TRIGGER"].value == "" {
-		f.addWarning(f.place("SCAN_TRIGGER"), Warning{
-			Text:     "missing; the first probe of a source is a scan",
-			Upstream: "adminalert: ERROR: Could not read SCAN_TRIGGER option from config file. Disabling SCAN DETECTION TRIGGER",
-		})
+	f.wantNumber("SCAN_TRIGGER", "the first probe of a source is a scan", "Disabling SCAN DETECTION TRIGGER")
+}
+
+// wantNumber warns of a missing number: of what follows, in our words and in
+// PortSentry's, which has none if the value is empty.
+func (f *portSentry1File) wantNumber(key, ours, upstream string) {
+	entry := f.entries[key]
+	if entry.value != "" {
+		return
 	}
+	w := Warning{Text: "missing; " + ours}
+	if !entry.given {
+		w.Upstream = "adminalert: ERROR: Could not read " + key + " option from config file. " + upstream
+	}
+	f.addWarning(f.place(key), w)
 }
 
 // place returns where key is set, or should be.
@@ -388,7 +402,7 @@ func (f *portSentry1File) ports(word ModeWord, native string) detector.PortSet {
 	}
 	key := word.Proto().String() + "_PORTS"
 	entry := f.entries[key]
-	if entry.value == "" {
+	if !entry.given {
 		f.add(f.place(key), Fault{
 			Text:     "missing; mode " + string(word) + " needs it",
 			Upstream: "adminalert: ERROR: Could not read " + key + " option from config file",
@@ -396,11 +410,15 @@ func (f *portSentry1File) ports(word ModeWord, native string) detector.PortSet {
 		return detector.PortSet{}
 	}
 	f.places[native] = entry.Place
-	ports := portSetOf(f.portList(entry))
-	if ports.Len() == 0 {
-		f.fault(entry.Place, "lists no port")
+	ports := f.portList(entry)
+	if len(ports) == 0 {
+		f.add(entry.Place, Fault{
+			Text:     "lists no port; mode " + string(word) + " needs one",
+			Upstream: "adminalert: ERROR: No " + word.Proto().String() + " ports supplied in config file. Aborting",
+		})
 	}
-	return ports
+	f.result.Listed = append(f.result.Listed, ports...)
+	return portSetOf(ports)
 }
 
 func portSetOf(ports []uint16) detector.PortSet {
@@ -456,6 +474,7 @@ func (f *portSentry1File) lowPorts(word ModeWord, native string) detector.PortSe
 	proto := word.Proto().String()
 	low := LowPorts{Word: word, Limit: defaultLowPorts}
 	limitKey := "ADVANCED_PORTS_" + proto
+	f.wantNumber(limitKey, fmt.Sprintf("the ports below %d are watched", defaultLowPorts), fmt.Sprintf("Assuming %d.", defaultLowPorts))
 	if entry := f.entries[limitKey]; entry.value != "" {
 		low.Limit = f.number(entry, portSentry1Number{highest: maxPort + 1, above: maxPort + 1})
 	}

@@ -58,8 +58,8 @@ func TestLoadPortSentry1(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err = LoadPortSentry1(path, "tcp")
-	if faults, _ := errors.AsType[Faults](err); len(faults) == 0 || faults.Unreadable() {
-		t.Errorf("an empty file: %v, want faults but not that it is unreadable", err)
+	if faults, _ := errors.AsType[Faults](err); len(faults) == 0 || faults.Unreadable() || faults.OnlyPorts() {
+		t.Errorf("an empty file: %v, want faults but not that it is unreadable or lacks ports alone", err)
 	}
 	if err := os.WriteFile(path, read(t, "testdata/convert/v1-debian.conf"), 0o600); err != nil {
 		t.Fatal(err)
@@ -69,9 +69,29 @@ func TestLoadPortSentry1(t *testing.T) {
 		t.Errorf("in mode stcp: %v, mode %s with %d TCP and %d UDP ports, want stealth with 26 and 0",
 			err, c.Mode, c.Detect.TCPPorts.Len(), c.Detect.UDPPorts.Len())
 	}
+	if err := os.WriteFile(path, []byte("TCP_PORTS=\"\"\nHISTORY_FILE=\"h\"\nIGNORE_FILE=\"i\"\nBLOCKED_FILE=\"b\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = LoadPortSentry1(path, "tcp")
+	if faults, _ := errors.AsType[Faults](err); !faults.OnlyPorts() || len(faults) != 1 {
+		t.Errorf("without a port: %v, want a fault of the ports alone", err)
+	}
 	_, _, err = LoadPortSentry1(path)
 	if want := path + ": no mode; use tcp, stcp, atcp, udp, sudp or audp"; err == nil || err.Error() != want {
 		t.Errorf("without a mode: %v, want %s", err, want)
+	}
+}
+
+func TestPortSentry1Listed(t *testing.T) {
+	const text = "IGNORE_FILE=\"i\"\nHISTORY_FILE=\"h\"\nBLOCKED_FILE=\"b\"\nTCP_PORTS=\"11,9,x,11,7\"\nUDP_PORTS=\"2,1\"\n"
+	for word, want := range map[ModeWord][]uint16{"tcp": {11, 9, 11, 7}, "sudp": {2, 1}, "atcp": nil} {
+		var p PortSentry1
+		if _, _, err := p.dialect([]ModeWord{word}).parse("p.conf", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, p.Listed); diff != "" {
+			t.Errorf("ports listed for mode %s (-want +got):\n%s", word, diff)
+		}
 	}
 }
 

@@ -89,19 +89,9 @@ func parsePortSentry(d *diagnosis, mode Mode, text []byte) Config {
 		Interfaces: []string{AllButLoopback},
 		Log:        Log{SyslogTag: "portsentry"},
 	}
-	n := 0
-	for line := range strings.Lines(string(text)) {
-		n++
-		if strings.ContainsRune("#\r\n", rune(line[0])) {
-			continue
-		}
-		key, value, fault := splitPortSentryLine(line, n)
-		place := Place{File: d.file, Line: n, Key: key}
-		if fault != nil {
-			d.add(place, *fault)
-			continue
-		}
-		c.setPortSentry(d, place, value)
+	entries, last := portSentryEntries(d, text)
+	for _, entry := range entries {
+		c.setPortSentry(d, entry, entry.Line == last[entry.Key])
 	}
 	if c.bans() {
 		c.Ban.Evidence = EvidenceClassic
@@ -114,6 +104,34 @@ func parsePortSentry(d *diagnosis, mode Mode, text []byte) Config {
 		c.checkPortSentry(d)
 	}
 	return c
+}
+
+// A portSentryEntry is a key and its value.
+type portSentryEntry struct {
+	Place
+	value string
+}
+
+// portSentryEntries returns the entries of text in their order, and the line of
+// each key that is in force.
+func portSentryEntries(d *diagnosis, text []byte) (entries []portSentryEntry, last map[string]int) {
+	last = make(map[string]int)
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if strings.ContainsRune("#\r\n", rune(line[0])) {
+			continue
+		}
+		key, value, fault := splitPortSentryLine(line, n)
+		place := Place{File: d.file, Line: n, Key: key}
+		if fault != nil {
+			d.add(place, *fault)
+			continue
+		}
+		entries = append(entries, portSentryEntry{place, value})
+		last[key] = n
+	}
+	return entries, last
 }
 
 // splitPortSentryLine takes line n apart into key and value. The key is empty
@@ -170,24 +188,31 @@ func hintPortSentry(key string) string {
 	return ""
 }
 
-// setPortSentry gives the key at place its value.
-func (c *Config) setPortSentry(d *diagnosis, place Place, value string) {
-	key := portSentryKeys[place.Key]
+// setPortSentry gives a key its value, which the last entry of the key does for
+// good.
+func (c *Config) setPortSentry(d *diagnosis, entry portSentryEntry, last bool) {
+	key := portSentryKeys[entry.Key]
 	if before, again := d.places[key.native]; again {
-		d.warn(place, "set again; the value of line %d is not used", before.Line)
+		d.warn(entry.Place, "set again; the value of line %d is not used", before.Line)
 	}
-	d.places[key.native] = place
+	d.places[key.native] = entry.Place
 
-	faults := key.set(c, value)
-	if key.native == "detect.tcp_ports" || key.native == "detect.udp_ports" {
-		if strings.Trim(value, ",") == "" {
-			faults = Faults{{Text: "lists no port", Upstream: "Unable to parse " + place.Key + " directive in config file"}}
-		}
-	} else if len(faults) > 0 && place.Key != keyIgnoreStatus {
-		faults[0].Upstream = "Invalid config file entry for " + place.Key
+	faults := key.set(c, entry.value)
+	ports := key.native == "detect.tcp_ports" || key.native == "detect.udp_ports"
+	if ports && strings.Trim(entry.value, ",") == "" {
+		// PortSentry stops at this one wherever it stands.
+		d.add(entry.Place, Fault{Text: "lists no port", Upstream: "Unable to parse " + entry.Key + " directive in config file"})
+		return
+	}
+	if !ports && len(faults) > 0 && entry.Key != keyIgnoreStatus {
+		faults[0].Upstream = "Invalid config file entry for " + entry.Key
 	}
 	for _, f := range faults {
-		d.add(place, f)
+		if ports && !last { // PortSentry goes on after what is wrong with a port
+			d.addWarning(entry.Place, Warning{Text: f.Text, Upstream: f.Upstream})
+			continue
+		}
+		d.add(entry.Place, f)
 	}
 }
 
@@ -240,9 +265,9 @@ func (c *Config) actsOnBans(output string) bool {
 	o := c.Outputs[output]
 	switch output {
 	case "runcmd":
-		return o.Text("command") != "" || o.Text("route") != ""
+		return o.Text("command") != "" || o.Text("route") != "" || o.Settings["ban"] != nil
 	case "hostsdeny":
-		return o.Text("line") != ""
+		return o.Text("line") != "" || !c.ActsAsPortSentry()
 	}
 	return true
 }

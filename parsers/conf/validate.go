@@ -189,7 +189,8 @@ func (c *Config) warnOfOtherModes(d *diagnosis) {
 	stealth := c.Mode == Stealth
 	warn(stealth && c.Trap.TCPPorts.Len() > 0, "trap.tcp_ports", unopened)
 	warn(stealth && c.Trap.UDPPorts.Len() > 0, "trap.udp_ports", unopened)
-	warn(stealth && c.Trap.Banner != "", "trap.banner", "stealth mode opens no ports and sends no banner; the setting is kept")
+	banner := c.Trap.Banner != "" && d.at("trap.banner").Key != "PORT_BANNER" // one file serves all of PortSentry's modes
+	warn(stealth && banner, "trap.banner", "stealth mode opens no ports and sends no banner; the setting is kept")
 
 	const unwatched = "trap mode watches the ports of [trap] only"
 	apart := c.Mode == Trap && c.Trap.TCPPorts.Len()+c.Trap.UDPPorts.Len() > 0
