@@ -225,7 +225,7 @@ func (e *enforcer) enforce(ctx context.Context) {
 		switch {
 		case asked.first:
 			ev.Acts = result.Acts
-			if result.Err == nil && e.Ledger != nil {
+			if result.Err == nil && e.Ledger != nil && !e.DryRun {
 				e.remember(ev)
 			}
 		case result.Err == nil:

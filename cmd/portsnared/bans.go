@@ -85,7 +85,7 @@ func (d *daemon) openBans() error {
 	}
 	d.allowed = allowed
 	d.applyAllowed()
-	d.saver.daemon = d
+	d.saver.daemon, d.saver.off = d, d.config.Ban.DryRun
 	d.liftSpared()
 	return nil
 }
@@ -95,7 +95,7 @@ func (d *daemon) liftSpared() {
 	now := time.Now()
 	for _, ban := range d.bans.All(now) {
 		if why, spared := d.guard.Spared(ban.Source); spared {
-			d.bans.Lift(ban.Source, now)
+			d.bans.LiftOnly(ban.Source, now)
 			d.log.WithField("source", ban.Source).Warn("ban of the last run lifted, the source is never to be banned: " + why)
 		}
 	}
@@ -144,6 +144,7 @@ func (d *daemon) saveBans(ctx context.Context) error {
 // A banSaver saves what has changed of the bans, and everything after a failure.
 type banSaver struct {
 	*daemon
+	off bool // in a dry run, whose bans are none
 
 	mu      sync.Mutex
 	failing bool // the last save has failed, and the log says so; guarded by mu
@@ -152,6 +153,9 @@ type banSaver struct {
 
 // save saves if there is anything to save, or if it must.
 func (s *banSaver) save(must bool) error {
+	if s.off {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()

@@ -65,7 +65,13 @@ func (c *controller) Bans() []control.Ban {
 	if c.bans == nil {
 		return nil
 	}
-	return toControl(c.bans.All(time.Now()))
+	all := toControl(c.bans.All(time.Now()))
+	if c.fixed.DryRun {
+		for i := range all {
+			all[i].Reason = "dry run, not in force: " + all[i].Reason
+		}
+	}
+	return all
 }
 
 func toControl(bans []detector.Ban) []control.Ban {

@@ -36,6 +36,7 @@ type options struct {
 	replays    bool // replay was given, even if empty
 	local      string
 	json       bool
+	dryRun     bool
 	debug      bool
 	version    bool
 	help       bool
@@ -49,6 +50,7 @@ func newFlags(o *options) *pflag.FlagSet {
 	flags.StringArrayVarP(&o.interfaces, "interface", "i", nil, "watch `NAME`, instead of what the configuration says; may be repeated;\n\"all\" and \"all-but-loopback\" stand for many")
 	flags.StringVarP(&o.replay, "replay", "r", "", "report what is in the capture `FILE` (pcap or pcapng, - for standard input) and end")
 	flags.StringVar(&o.local, "local", "", "with -r: the `ADDRESS`es of the captured host, separated by commas\n(default: worked out from the capture)")
+	flags.BoolVar(&o.dryRun, "dry-run", false, "ban nobody, and say whom the configuration would have banned")
 	flags.BoolVar(&o.json, "json", false, "print events as JSON instead of PortSentry lines")
 	flags.BoolVarP(&o.debug, "debug", "d", false, "log more")
 	flags.String("personality", "", "as the first argument: take the place of `PROGRAM`, portsentry, whose\narguments follow; so does a link of that name")
@@ -152,6 +154,8 @@ func (o *options) check(flags *pflag.FlagSet) error {
 	}
 	o.replays = flags.Changed("replay")
 	switch {
+	case o.dryRun && o.replays:
+		return errors.New("--dry-run does not go with --replay, which bans nobody")
 	case flags.Changed("local") && !o.replays:
 		return errors.New("--local goes with --replay")
 	case flags.Changed("interface") && o.replays:
@@ -189,6 +193,9 @@ func loadConfig(o options, log *logrus.Entry) (conf.Config, error) {
 func withOptions(cfg conf.Config, o options) conf.Config {
 	if len(o.interfaces) > 0 {
 		cfg.Interfaces = o.interfaces
+	}
+	if o.dryRun {
+		cfg.Ban.DryRun = true
 	}
 	if o.json {
 		cfg.Log.NoStdout = true

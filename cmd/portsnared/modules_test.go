@@ -155,15 +155,24 @@ func TestBansAreReal(t *testing.T) {
 // A dry run says whom it would ban, and bans nobody.
 func TestDryRun(t *testing.T) {
 	t.Parallel()
-	f := newFortress(t, "dry_run = true\nfor = \"1h\"\n")
+	f := newFortress(t, `for = "1h"`)
 	f.config += "[events]\njson = \"" + filepath.Join(f.dir, "events.jsonl") + "\"\n"
-	f.start(t)
+	f.daemon = startDaemon(t, f.target, f.config, "--dry-run")
+	f.daemon.Stderr.WaitLine(t, "output module runs")
 	probe(t, f.scanner, f.target)
 	f.daemon.Stdout.WaitLine(t, "noblock: [false] blocked: [false]")
 	f.wantPings(t, true, "in a dry run")
+	if bans := f.bans(t); len(bans) != 1 || !strings.HasPrefix(bans[0].Reason, "dry run, not in force") {
+		t.Errorf("bans are %+v, want one that says it is not in force", bans)
+	}
 	stopWithin(t, f.daemon, unhurried)
 	events, err := os.ReadFile(filepath.Join(f.dir, "events.jsonl"))
 	if err != nil || !strings.Contains(string(events), "dry run: "+f.scanner.IPv4.String()+"/32 would be banned until ") {
 		t.Errorf("events do not tell: %s (%v)", events, err)
 	}
+	f.start(t)
+	if bans := f.bans(t); len(bans) > 0 {
+		t.Errorf("a dry run has left bans: %+v", bans)
+	}
+	stopWithin(t, f.daemon, unhurried)
 }
