@@ -103,7 +103,7 @@ func (p *BanPolicy) isSource(prefix netip.Prefix) bool {
 }
 
 // maxOffences bounds how many offences of a source are remembered. With the
-// defaults the eighth makes a ban as long as bans get.
+// defaults the ninth makes a ban as long as bans get.
 const maxOffences = 32
 
 // until returns when a ban that begins now ends, if it is the source's so

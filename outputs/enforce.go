@@ -170,6 +170,10 @@ func reachedTrigger(ev *detector.Event) bool {
 
 // hold completes the event of a source that was dealt with before.
 func (e *enforcer) hold(ev *detector.Event, banned bool) {
+	if e.DryRun {
+		ev.Reason = "dry run: the source would be banned already"
+		return
+	}
 	ev.Held = true
 	if banned {
 		ev.Blocked = detector.True
@@ -221,7 +225,7 @@ func (e *enforcer) enforce(ctx context.Context) {
 	results := e.add(ctx, e.bans)
 	for _, asked := range e.asked {
 		ev, result := &e.events[asked.event], &results[asked.ban]
-		ev.Blocked = detector.TriOf(result.Err == nil)
+		ev.Blocked = detector.TriOf(result.Err == nil && !e.DryRun)
 		switch {
 		case asked.first:
 			ev.Acts = result.Acts
@@ -231,8 +235,8 @@ func (e *enforcer) enforce(ctx context.Context) {
 		case result.Err == nil:
 			e.hold(ev, true)
 		}
-		if e.DryRun {
-			ev.Blocked, ev.Held, ev.Reason = detector.False, false, e.wouldBan(&e.bans[asked.ban])
+		if e.DryRun && asked.first {
+			ev.Blocked, ev.Reason = detector.False, e.wouldBan(&e.bans[asked.ban])
 		}
 	}
 	clear(e.adding)
@@ -278,8 +282,11 @@ func (e *enforcer) add(ctx context.Context, bans []detector.Ban) []Result {
 func (e *enforcer) impose(ctx context.Context, ban detector.Ban) (detector.Ban, Result, error) {
 	e.telling.Lock()
 	defer e.telling.Unlock()
-	if e.Bans == nil {
+	switch {
+	case e.Bans == nil:
 		return ban, Result{}, ErrNotBanning
+	case e.DryRun:
+		return ban, Result{}, ErrDryRun
 	}
 	if e.Spared != nil {
 		if why, spared := e.Spared(ban.Source); spared {

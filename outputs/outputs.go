@@ -42,6 +42,9 @@ var (
 // ErrNotBanning says that nobody can be banned by order.
 var ErrNotBanning = errors.New("there is no output to ban with, or PortSentry's file of blocked sources keeps the bans")
 
+// ErrDryRun says that nobody is banned in a dry run, by order neither.
+var ErrDryRun = errors.New("this is a dry run, which bans nobody")
+
 // A SparedError says that a source must never be banned.
 type SparedError struct {
 	Source netip.Prefix

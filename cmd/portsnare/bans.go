@@ -251,6 +251,7 @@ banned, and why.`,
 				return r.listAllowed(cmd)
 			}
 			var lifted []control.Ban
+			var faults []error
 			for _, prefix := range prefixes {
 				request := control.AllowRequest{Prefix: prefix}
 				if remove {
@@ -261,10 +262,10 @@ banned, and why.`,
 					lifted = append(lifted, bans...)
 				}
 				if err != nil {
-					return fmt.Errorf("%s: %w", sourceText(prefix), err)
+					faults = append(faults, fmt.Errorf("%s: %w", sourceText(prefix), err))
 				}
 			}
-			return r.printBans(cmd.OutOrStdout(), lifted)
+			return errors.Join(append(faults, r.printBans(cmd.OutOrStdout(), lifted))...)
 		},
 	})
 	allow.Flags().BoolVar(&remove, "remove", false, "take back an earlier allow")

@@ -124,7 +124,7 @@ func controlError(err error) error {
 		code = control.Internal
 	case errors.As(err, new(*outputs.SparedError)):
 		code = control.NeverBanned
-	case errors.Is(err, outputs.ErrNotBanning):
+	case errors.Is(err, outputs.ErrNotBanning), errors.Is(err, outputs.ErrDryRun):
 		code = control.NotBanning
 	case errors.Is(err, detector.ErrTooManyBans):
 		code = control.TooMany
@@ -138,6 +138,11 @@ func (c *controller) Unban(ctx context.Context, prefix netip.Prefix) ([]control.
 	bans, err := c.dispatcher.Unban(ctx, prefix)
 	if err == nil {
 		err = c.save()
+	}
+	if err == nil && len(bans) == 0 {
+		if wider, held := c.bans.Holds(prefix.Addr(), time.Now()); held {
+			return nil, &control.Error{Code: control.NotFound, Text: "is banned with its network; unban " + wider.Source.String()}
+		}
 	}
 	return toControl(bans), controlError(err)
 }
