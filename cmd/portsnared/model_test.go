@@ -61,6 +61,7 @@ type banModel struct {
 	until   map[netip.Prefix]time.Time // when a ban ends; the zero time is for ever
 	graced  map[netip.Prefix]bool      // the policy does not ban them any more
 	allowed map[netip.Prefix]bool
+	ended   map[netip.Prefix]time.Time // bans that have ended by themselves
 }
 
 // sourceOf returns what the policy bans for a prefix: no less of IPv6 than a /64.
@@ -129,9 +130,12 @@ func (m *banModel) allow(p netip.Prefix) {
 
 // forget drops the bans that have ended.
 func (m *banModel) forget(now time.Time) {
-	maps.DeleteFunc(m.until, func(_ netip.Prefix, until time.Time) bool {
-		return !until.IsZero() && until.Before(now)
-	})
+	for source, until := range m.until {
+		if !until.IsZero() && until.Before(now) {
+			m.ended[source] = until
+			delete(m.until, source)
+		}
+	}
 }
 
 // A banWorld is a fortress, the model of its bans, and chance.
@@ -153,6 +157,7 @@ func newBanWorld(t *testing.T, random *rand.Rand) *banWorld {
 		fortress: newFortress(t, fmt.Sprintf("for = %q\nmemory = \"0s\"\ngrace = \"1d\"\n", policyFor)),
 		banModel: banModel{
 			until: make(map[netip.Prefix]time.Time), graced: make(map[netip.Prefix]bool), allowed: make(map[netip.Prefix]bool),
+			ended: make(map[netip.Prefix]time.Time),
 		},
 		rand: random,
 	}
@@ -278,6 +283,15 @@ func (w *banWorld) unban(t *testing.T) string {
 	t.Helper()
 	p := w.somebodies()
 	w.decisive(t, p)
+	// The daemon clears away ended bans every second, and until then unbans them too.
+	nettest.WaitFor(t, "bans that have just ended to be cleared away", func() bool {
+		for source, end := range w.ended {
+			if contains(p, source) && time.Since(end) < 1500*time.Millisecond {
+				return false
+			}
+		}
+		return true
+	})
 	if _, err := w.client.Unban(t.Context(), p); err != nil {
 		w.fail(t, "Unban of %v: %v", p, err)
 	}

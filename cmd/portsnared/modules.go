@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
@@ -60,6 +62,9 @@ func (d *daemon) openModule(name string, e *outputs.Enforcement) error {
 	m.spool = outputs.NewSpool(d.outputs.bootID, queue, m.module, log)
 	d.modules = append(d.modules, m)
 	d.outputs.add(name, m.spool)
+	if d.config.Ban.File != "" {
+		return nil // what PortSentry's file keeps, a module could not be told again
+	}
 	e.Outputs = append(e.Outputs, outputs.NamedBans{Name: name, Output: m.module})
 	e.Deadline = max(e.Deadline, config.BansWithin)
 	return nil
@@ -79,7 +84,7 @@ func (d *daemon) moduleConfig(name string) (outputs.ModuleConfig, error) {
 		return outputs.ModuleConfig{}, err
 	}
 	socketDir := runtimeDir
-	if err := os.MkdirAll(socketDir, 0o755); err != nil {
+	if os.MkdirAll(socketDir, 0o755) != nil || unix.Access(socketDir, unix.W_OK) != nil {
 		socketDir = "" // not root: the temporary directory will do
 	}
 	block := d.config.Outputs[name]

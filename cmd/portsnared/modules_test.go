@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,19 +29,7 @@ func newFortress(t *testing.T, ban string) *fortress {
 	f := new(fortress)
 	f.scanner, f.target = nettest.NewPair(t)
 	f.dir = t.TempDir()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	modules := "/run/modules-of-" + f.target.Name // as nobody else can write above it
-	if err := os.Mkdir(modules, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.ReadFile(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(modules, "firewall"), program, 0o755); err != nil {
+	if err := installModules(); err != nil {
 		t.Fatal(err)
 	}
 	f.client = control.NewClient(filepath.Join(f.dir, "control.sock"))
@@ -55,9 +44,24 @@ evidence = "classic"
 tcp = "ban"
 %s
 [output.firewall]
-`, filepath.Join(f.dir, "state.db"), filepath.Join(f.dir, "control.sock"), modules, ban)
+`, filepath.Join(f.dir, "state.db"), filepath.Join(f.dir, "control.sock"), moduleDir, ban)
 	return f
 }
+
+// moduleDir is where nobody else can write, above it neither.
+const moduleDir = "/run/modules"
+
+// installModules copies this program, which is all modules, only once: it is large.
+var installModules = sync.OnceValue(func() error {
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(moduleDir, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(moduleDir, "firewall"), program, 0o755)
+})
 
 // start starts the daemon and waits for its module.
 func (f *fortress) start(t *testing.T) {

@@ -236,6 +236,16 @@ func (c *Config) validateSettings(d *diagnosis, name string, o Output) {
 // a line of hosts.deny.
 func breaksLine(r rune) bool { return r != '\t' && unicode.IsControl(r) }
 
+// warnOfDeafModules says which modules are told of no bans.
+func (c *Config) warnOfDeafModules(d *diagnosis) {
+	if c.Ban.File == "" || c.Ban.Evidence == EvidenceOff {
+		return
+	}
+	for _, name := range c.Modules() {
+		d.warn(d.at("output."+name), "takes events alone: with ban.file, runcmd and hostsdeny carry out the bans")
+	}
+}
+
 // warnOfTargets says which settings lack the source that they are to ban.
 // PortSentry skips them too.
 func (c *Config) warnOfTargets(d *diagnosis) {

@@ -269,7 +269,7 @@ func (c *Config) actsOnBans(output string) bool {
 	case "hostsdeny":
 		return o.Text("line") != "" || !c.ActsAsPortSentry()
 	}
-	return true
+	return c.Ban.File == "" // what PortSentry's file keeps, no module is told
 }
 
 // setOutput sets one setting of an output.

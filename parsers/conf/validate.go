@@ -175,6 +175,7 @@ func (c *Config) warn(d *diagnosis) {
 	c.warnOfOtherModes(d)
 	c.warnOfNever(d)
 	c.warnOfTargets(d)
+	c.warnOfDeafModules(d)
 	slices.SortStableFunc(d.warnings, func(a, b Warning) int { return cmp.Compare(a.Line, b.Line) })
 }
 
