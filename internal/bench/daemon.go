@@ -19,6 +19,7 @@ import (
 const (
 	historyFile = runDir + "/history.log"
 	configFile  = runDir + "/portsnare.toml"
+	stateFile   = runDir + "/state.db"
 	stderrFile  = runDir + "/stderr"
 
 	readyText    = "portsnare is active"
@@ -30,13 +31,15 @@ const (
 // config watches the trap port and writes PortSentry's line for each probe.
 var config = fmt.Sprintf(`mode = "stealth"
 interfaces = ["all"]
+control = "none"
+state = %q
 [detect]
 tcp_ports = "%d"
 service_check = true
 [log]
 stdout = false
 history = %q
-`, trapPort, historyFile)
+`, stateFile, trapPort, historyFile)
 
 // A daemon is the detector under test, running on the target host.
 type daemon struct {
@@ -45,13 +48,16 @@ type daemon struct {
 	end    error         // cmd.Wait's answer; read only after exited is closed
 }
 
-// startDaemon starts the detector on one core and returns when it is ready.
-func startDaemon(ctx context.Context, path string, core int) (*daemon, error) {
+// startDaemon starts the detector on one core and returns when it has said that it
+// is ready.
+func startDaemon(ctx context.Context, path, config, ready string, core int) (*daemon, error) {
 	if err := os.WriteFile(configFile, []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(historyFile); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	for _, file := range []string{historyFile, stateFile} {
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
 	}
 	stderr, err := os.Create(stderrFile)
 	if err != nil {
@@ -75,26 +81,26 @@ func startDaemon(ctx context.Context, path string, core int) (*daemon, error) {
 		d.end = d.cmd.Wait()
 		close(d.exited)
 	}()
-	if err := d.waitReady(ctx); err != nil {
+	if err := d.waitReady(ctx, ready); err != nil {
 		d.kill()
 		return nil, err
 	}
 	return d, nil
 }
 
-// waitReady returns when the daemon says that it is ready.
-func (d *daemon) waitReady(ctx context.Context) error {
+// waitReady returns when the daemon has said ready.
+func (d *daemon) waitReady(ctx context.Context, ready string) error {
 	deadline := time.After(readyTimeout)
 	for {
 		select {
 		case <-d.exited:
 			return fmt.Errorf("the daemon ended at start: %w", d.failure())
 		case <-deadline:
-			return fmt.Errorf("the daemon did not say %q within %v: %s", readyText, readyTimeout, stderrTail())
+			return fmt.Errorf("the daemon did not say %q within %v: %s", ready, readyTimeout, stderrTail())
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(pollInterval):
-			if text, err := os.ReadFile(stderrFile); err == nil && bytes.Contains(text, []byte(readyText)) {
+			if text, err := os.ReadFile(stderrFile); err == nil && bytes.Contains(text, []byte(ready)) {
 				return nil
 			}
 		}

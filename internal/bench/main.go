@@ -42,6 +42,7 @@ type options struct {
 	rates   rateList
 	sources int
 	time    time.Duration
+	bans    int
 	json    bool
 }
 
@@ -62,6 +63,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	flags.Var(&o.rates, "rates", "probes per second, a comma-separated `LIST`; max is as fast as possible")
 	flags.IntVar(&o.sources, "sources", 2_500_000, "at most `N` distinct sources at each rate, one probe each")
 	flags.DurationVar(&o.time, "time", 10*time.Second, "send for about this `DURATION` at each rate")
+	flags.IntVar(&o.bans, "bans", 500, "measure the reaction to `N` sources; 0: not at all")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of a table")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
@@ -71,6 +73,9 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	}
 	if o.sources < 1 || o.sources > maxSources {
 		return nil, fmt.Errorf("--sources %d: not between 1 and %d", o.sources, maxSources)
+	}
+	if o.bans < 0 || o.bans > maxBans {
+		return nil, fmt.Errorf("--bans %d: not between 0 and %d", o.bans, maxBans)
 	}
 	if o.time <= 0 || o.time > time.Hour {
 		return nil, fmt.Errorf("--time %v: not between 0 and an hour", o.time)
@@ -160,6 +165,19 @@ func measureAll(ctx context.Context, o *options, stderr io.Writer) (*report, err
 
 	b := &bench{daemon: o.daemon, limit: o.time, cores: c, wire: w}
 	rep := newReport(c)
+	if o.bans > 0 {
+		for _, others := range []int{0, 10_000} {
+			fmt.Fprintf(stderr, "bench: reaction to %d sources while %d others probe each second\n", o.bans, others)
+			r, err := b.react(ctx, o.bans, others)
+			if err != nil {
+				return nil, fmt.Errorf("reaction: %w", err)
+			}
+			rep.Reactions = append(rep.Reactions, r)
+		}
+	}
+	if err := w.filterForged(true); err != nil {
+		return nil, err
+	}
 	for _, rate := range o.rates {
 		n := o.sources
 		if rate != unpaced {

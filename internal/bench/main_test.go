@@ -27,6 +27,8 @@ func TestParseOptionsRefuses(t *testing.T) {
 	tests := map[string][]string{
 		"no source":           {"--sources", "0"},
 		"too many sources":    {"--sources", "10000001"},
+		"too many bans":       {"--bans", "100001"},
+		"bans below none":     {"--bans", "-1"},
 		"no time":             {"--time", "0s"},
 		"too much time":       {"--time", "2h"},
 		"argument":            {"100"},

@@ -38,7 +38,7 @@ type bench struct {
 
 // measure sends the probes of n sources at a rate to a new daemon.
 func (b *bench) measure(ctx context.Context, rate, n int) (*measurement, error) {
-	d, err := startDaemon(ctx, b.daemon, b.cores.Daemon)
+	d, err := startDaemon(ctx, b.daemon, config, readyText, b.cores.Daemon)
 	if err != nil {
 		return nil, err
 	}

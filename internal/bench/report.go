@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -15,6 +16,8 @@ type report struct {
 	Machine string         `json:"machine"`
 	Cores   cores          `json:"cores"`
 	Rates   []*measurement `json:"rates"`
+
+	Reactions []*reaction `json:"reactions,omitempty"`
 }
 
 func newReport(c cores) *report {
@@ -39,6 +42,11 @@ func (r *report) writeJSON(w io.Writer) error {
 
 // writeTable writes the report in Markdown.
 func (r *report) writeTable(w io.Writer) error {
+	if len(r.Reactions) > 0 {
+		if err := r.writeReactions(w); err != nil {
+			return err
+		}
+	}
 	_, err := fmt.Fprintf(w, "%s; generator and receiving kernel on core %d, daemon on core %d\n\n"+
 		"| rate | reached/s | sources | logged | logged %% | other lines | CPU s per 1 M sent | CPU s per 1 M logged | peak memory MiB | lost packets / events | last line after s |\n"+
 		"|---|---|---|---|---|---|---|---|---|---|---|\n",
@@ -58,6 +66,18 @@ func (r *report) writeTable(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+func (r *report) writeReactions(w io.Writer) error {
+	_, err := fmt.Fprint(w, "From the first probe of a source to its first packet that is dropped:\n\n"+
+		"| other sources/s | bans | failed | p50 ms | p99 ms | longest ms |\n|---|---|---|---|---|---|\n")
+	for _, m := range r.Reactions {
+		_, failed := fmt.Fprintf(w, "| %d | %d | %d | %.2f | %.2f | %.2f |\n", m.Others, m.Bans, m.Failed,
+			m.Median.Seconds()*1000, m.P99.Seconds()*1000, m.Longest.Seconds()*1000)
+		err = errors.Join(err, failed)
+	}
+	_, last := fmt.Fprintln(w)
+	return errors.Join(err, last)
 }
 
 // percent never rounds up to 100: that stands for all.

@@ -25,9 +25,10 @@ var (
 // A wire joins the two hosts. This process is on the target; all that there is
 // of the other host is its end of the wire and a socket on it.
 //
-// The target has no route to the forged sources, so its kernel drops each probe
-// as soon as packet sockets have seen it (reverse path filter) and answers
-// nothing: the less work it has, the more probes the generator gets through.
+// The target has no route to the forged sources, so that it answers nothing. Where
+// the rate counts, its kernel drops each probe as soon as packet sockets have seen
+// it (reverse path filter): the less work it has, the more probes the generator
+// gets through.
 type wire struct {
 	socket int // AF_PACKET, sends whole frames from the other host
 	conn   *rtnetlink.Conn
@@ -128,13 +129,23 @@ func packetSocket(index uint32) (int, error) {
 	return fd, nil
 }
 
-// setUpTarget gives the target its address and makes it drop what comes from
-// sources that it has no route to.
-func (w *wire) setUpTarget() error {
-	const strict = "1"
-	if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte(strict), 0); err != nil {
-		return err
+// filterForged says whether the target drops what comes from sources that it has
+// no route to.
+func (w *wire) filterForged(drop bool) error {
+	mode := "0"
+	if drop {
+		mode = "1"
 	}
+	for _, name := range []string{"all", targetIface} {
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/rp_filter", []byte(mode), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setUpTarget gives the target its address.
+func (w *wire) setUpTarget() error {
 	if _, err := bringUp(w.conn, "lo"); err != nil {
 		return err
 	}
