@@ -267,6 +267,7 @@ func (d *Dispatcher) expire(ctx context.Context) {
 			for _, ban := range bans {
 				d.tellOfBan(detector.BanEnded, ban)
 			}
+			d.enforcer.catchUp(ctx)
 		case <-spared.C:
 			d.Spare(ctx)
 		}

@@ -95,6 +95,10 @@ type enforcer struct {
 
 	underWay atomic.Pointer[[]detector.Ban] // that outputs are being told to add
 
+	// behind are the outputs of whom nobody knows what they have in force, because
+	// a call to them failed. Guarded by telling.
+	behind []bool
+
 	failing, unwritten bool // the last ban, the last entry in the ledger; the log says so
 
 	stats struct{ banned, failed, spared, refused, held atomic.Uint64 }
@@ -110,7 +114,7 @@ func newEnforcer(e Enforcement, log *logrus.Entry) *enforcer {
 	if e.Deadline == 0 {
 		e.Deadline = banDeadline
 	}
-	return &enforcer{Enforcement: e, log: log, adding: make(map[netip.Prefix]int)}
+	return &enforcer{Enforcement: e, log: log, adding: make(map[netip.Prefix]int), behind: make([]bool, len(e.Outputs))}
 }
 
 // settle completes the events of a batch and hands them to deliver, in order and
@@ -258,7 +262,7 @@ func (e *enforcer) add(ctx context.Context, bans []detector.Ban) []Result {
 	results := make([]Result, len(bans))
 	if !e.DryRun {
 		e.underWay.Store(&bans)
-		results = e.tell(ctx, bans, nil)
+		results, _ = e.tell(ctx, bans, nil) // the results tell
 		defer e.underWay.Store(nil)
 	}
 	now := time.Now()
@@ -301,7 +305,8 @@ func (e *enforcer) impose(ctx context.Context, ban detector.Ban) (detector.Ban, 
 	return ban, e.add(ctx, []detector.Ban{ban})[0], nil
 }
 
-// pardon lifts the bans of prefix and of everything inside it, and returns them.
+// pardon lifts the bans of prefix and of everything inside it, and returns them. An
+// error says which output has not carried that out yet.
 func (e *enforcer) pardon(ctx context.Context, prefix netip.Prefix) ([]detector.Ban, error) {
 	return e.remove(ctx, func(now time.Time) []detector.Ban { return e.Bans.Pardon(prefix, now) })
 }
@@ -338,10 +343,11 @@ func (e *enforcer) remove(ctx context.Context, choose func(now time.Time) []dete
 		return nil, ErrNotBanning
 	}
 	bans := choose(time.Now())
-	if len(bans) > 0 && !e.DryRun {
-		e.tell(ctx, nil, bans)
+	if len(bans) == 0 || e.DryRun {
+		return bans, nil
 	}
-	return bans, nil
+	_, err := e.tell(ctx, nil, bans)
+	return bans, err
 }
 
 // current returns all that is to be in force: what an output that has just started
@@ -361,14 +367,14 @@ func (e *enforcer) current() []detector.Ban {
 
 // tell tells every output which bans to add and which to remove, all at the same
 // time, and returns what came of each that is added: nil as its error if any
-// output has put it in force.
-func (e *enforcer) tell(ctx context.Context, add, remove []detector.Ban) []Result {
+// output has put it in force. The error says which outputs have not done all.
+func (e *enforcer) tell(ctx context.Context, add, remove []detector.Ban) ([]Result, error) {
 	if err := ctx.Err(); err != nil { // the stop: outputs need not find out one by one
 		results := make([]Result, len(add))
 		for i := range results {
 			results[i].Err = err
 		}
-		return results
+		return results, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Deadline)
 	defer cancel()
@@ -379,13 +385,36 @@ func (e *enforcer) tell(ctx context.Context, add, remove []detector.Ban) []Resul
 		all.Go(func() { answers[i], faults[i] = change(ctx, o, add, remove) })
 	}
 	all.Wait()
-	e.report(errors.Join(faults...))
+	fault := errors.Join(faults...)
+	e.report(fault)
+	for i, err := range faults {
+		e.behind[i] = e.behind[i] || err != nil
+	}
 
 	results := make([]Result, len(add))
 	for i := range results {
 		results[i] = merge(answers, i)
 	}
-	return results
+	return results, fault
+}
+
+// catchUp tells the outputs that are behind all that is to be in force, so that they
+// lift what they should have lifted and what only they know of.
+func (e *enforcer) catchUp(ctx context.Context) {
+	e.telling.Lock()
+	defer e.telling.Unlock()
+	for i, o := range e.Outputs {
+		setter, able := o.Output.(BanSetter)
+		if !e.behind[i] || !able {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, e.Deadline)
+		_, err := setter.SetBans(ctx, e.current())
+		cancel()
+		if e.behind[i] = err != nil && !errors.Is(err, ErrNoBans); !e.behind[i] {
+			e.log.WithField("output", o.Name).Info("output has the bans as they are to be")
+		}
+	}
 }
 
 // change tells one output, and returns a result for each ban that is added. The

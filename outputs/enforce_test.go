@@ -362,6 +362,71 @@ func TestBansBeginAndEnd(t *testing.T) {
 	})
 }
 
+// forgetful does what it is told, and says that it failed as long as it is broken.
+type forgetful struct {
+	broken bool
+	held   map[netip.Prefix]bool
+}
+
+func (f *forgetful) ChangeBans(_ context.Context, add, remove []detector.Ban) ([]Result, error) {
+	for _, ban := range add {
+		f.held[ban.Source] = true
+	}
+	if f.broken {
+		return nil, errors.New("no answer") // and lifts nothing
+	}
+	for _, ban := range remove {
+		delete(f.held, ban.Source)
+	}
+	return nil, nil
+}
+
+func (f *forgetful) SetBans(ctx context.Context, bans []detector.Ban) ([]Result, error) {
+	if f.broken {
+		return nil, errors.New("no answer")
+	}
+	clear(f.held)
+	return f.ChangeBans(ctx, bans, nil)
+}
+
+// An output that may have done something else than it was told is told everything as
+// soon as it works: neither a ban nor the lifting of one hangs in the air.
+func TestOutputsCatchUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &forgetful{held: make(map[netip.Prefix]bool)}
+		d := NewDispatcher(quiet(), Enforcement{Outputs: []NamedBans{{"f", f}}, Bans: detector.NewBans(detector.BanPolicy{})}, nil, nil)
+		stop := start(t, d)
+		defer stop()
+		ban := func(source string) error {
+			_, err := d.Ban(t.Context(), detector.Ban{Source: netip.MustParsePrefix(source)})
+			return err
+		}
+		if err := ban("192.0.2.1/32"); err != nil {
+			t.Fatal(err)
+		}
+		if err := ban("192.0.2.2/32"); err != nil {
+			t.Fatal(err)
+		}
+		f.broken = true
+		if err := ban("192.0.2.3/32"); err == nil {
+			t.Error("a ban that failed is told as made")
+		}
+		if bans, err := d.Unban(t.Context(), netip.MustParsePrefix("192.0.2.1/32")); len(bans) != 1 || err == nil {
+			t.Errorf("Unban = %v, %v; want the ban, and that it was not carried out", bans, err)
+		}
+		time.Sleep(time.Minute)
+		if len(f.held) != 3 {
+			t.Errorf("the broken output holds %v", f.held)
+		}
+		f.broken = false
+		time.Sleep(2 * expireInterval)
+		synctest.Wait()
+		if len(f.held) != 1 || !f.held[netip.MustParsePrefix("192.0.2.2/32")] {
+			t.Errorf("the output holds %v, want 192.0.2.2/32 alone", f.held)
+		}
+	})
+}
+
 // What had to leave a full queue is banned all the same, once for each source.
 func TestFullQueueLosesNoBan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -28,6 +28,12 @@ type BanOutput interface {
 	ChangeBans(ctx context.Context, add, remove []detector.Ban) ([]Result, error)
 }
 
+// A BanSetter is a BanOutput that can be told the whole truth: what is not among
+// bans is lifted. It is told after a ChangeBans that failed, whatever that did.
+type BanSetter interface {
+	SetBans(ctx context.Context, bans []detector.Ban) ([]Result, error)
+}
+
 // A Result is what an output made of one ban.
 type Result struct {
 	Err  error          // nil: the ban is in force

@@ -93,7 +93,7 @@ func (c *controller) Ban(ctx context.Context, r control.BanRequest) (control.Ban
 	if !r.Source.IsValid() {
 		return control.Ban{}, &control.Error{Code: control.BadRequest, Text: "no source"}
 	}
-	ban, err := c.dispatcher.Ban(ctx, ban)
+	ban, err := c.dispatcher.Ban(context.WithoutCancel(ctx), ban) // an order stands, though its giver goes
 	if errors.Is(err, detector.ErrHeld) || errors.Is(err, detector.ErrWanted) {
 		err = nil // by a ban that lasts at least as long
 	}
@@ -135,9 +135,12 @@ func controlError(err error) error {
 }
 
 func (c *controller) Unban(ctx context.Context, prefix netip.Prefix) ([]control.Ban, error) {
-	bans, err := c.dispatcher.Unban(ctx, prefix)
-	if err == nil {
-		err = c.save()
+	bans, err := c.dispatcher.Unban(context.WithoutCancel(ctx), prefix)
+	if len(bans) > 0 {
+		if err != nil {
+			err = fmt.Errorf("lifted, but not carried out yet (it will be, once the output works): %w", err)
+		}
+		err = errors.Join(err, c.save())
 	}
 	if err == nil && len(bans) == 0 {
 		if wider, held := c.bans.Holds(prefix.Addr(), time.Now()); held {
@@ -162,10 +165,13 @@ func (c *controller) Allow(ctx context.Context, r control.AllowRequest) ([]contr
 	if err := c.setAllowed(r.Prefix, true); err != nil {
 		return nil, err
 	}
-	bans, err := c.dispatcher.Unban(ctx, r.Prefix)
-	bans = append(bans, c.dispatcher.Spare(ctx)...) // wider ones
-	if err == nil {
-		err = c.save()
+	bans, err := c.dispatcher.Unban(context.WithoutCancel(ctx), r.Prefix)
+	bans = append(bans, c.dispatcher.Spare(context.WithoutCancel(ctx))...) // wider ones
+	if len(bans) > 0 {
+		if err != nil {
+			err = fmt.Errorf("lifted, but not carried out yet (it will be, once the output works): %w", err)
+		}
+		err = errors.Join(err, c.save())
 	}
 	return toControl(bans), controlError(err)
 }

@@ -6,15 +6,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/version"
 	"github.com/portsnare/portsnare/outputs"
-	"github.com/portsnare/portsnare/outputs/runcmd"
-	"github.com/portsnare/portsnare/parsers/conf"
 )
 
 // queueBytes bounds the events that wait on the disk for one module.
@@ -66,7 +63,6 @@ func (d *daemon) openModule(name string, e *outputs.Enforcement) error {
 		return nil // what PortSentry's file keeps, a module could not be told again
 	}
 	e.Outputs = append(e.Outputs, outputs.NamedBans{Name: name, Output: m.module})
-	e.Deadline = max(e.Deadline, config.BansWithin)
 	return nil
 }
 
@@ -89,25 +85,11 @@ func (d *daemon) moduleConfig(name string) (outputs.ModuleConfig, error) {
 	}
 	block := d.config.Outputs[name]
 	return outputs.ModuleConfig{
-		BansWithin: bansWithin(name, block),
-		Name:       name, Places: places, SHA256: block.SHA256, Settings: block.Settings, Required: block.Required,
+		Name: name, Places: places, SHA256: block.SHA256, Settings: block.Settings, Required: block.Required,
 		Capabilities: block.CapabilityNumbers(),
 		Bans:         func() []detector.Ban { return d.dispatcher.Bans() },
 		BootID:       d.outputs.bootID, HostVersion: version.String(), StateDir: stateDir, SocketDir: socketDir,
 	}, nil
-}
-
-// bansWithin returns how long a module may take for bans; zero is the usual time.
-// Commands may take as long as their settings say.
-func bansWithin(name string, block conf.Output) time.Duration {
-	if name != "runcmd" {
-		return 0
-	}
-	timeout, err := time.ParseDuration(block.Text("timeout"))
-	if err != nil {
-		timeout = runcmd.DefaultTimeout // or the module refuses it
-	}
-	return timeout + 2*time.Second
 }
 
 // runModules starts the modules. They outlive the dispatcher: rest has them take
