@@ -7,8 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/portsnare/portsnare/detector"
 	"github.com/portsnare/portsnare/internal/control"
@@ -85,13 +88,19 @@ func toControl(bans []detector.Ban) []control.Ban {
 	return all
 }
 
+// maxReason bounds the reason of a ban, which is shown in tables and events.
+const maxReason = 200
+
 func (c *controller) Ban(ctx context.Context, r control.BanRequest) (control.Ban, error) {
 	ban := detector.Ban{Source: r.Source, Evidence: detector.Proven, Origin: "operator", Reason: r.Reason}
 	if r.For > 0 {
 		ban.Until = time.Now().Add(time.Duration(r.For))
 	}
-	if !r.Source.IsValid() {
+	switch {
+	case !r.Source.IsValid():
 		return control.Ban{}, &control.Error{Code: control.BadRequest, Text: "no source"}
+	case len(r.Reason) > maxReason || strings.ContainsFunc(r.Reason, unicode.IsControl) || !utf8.ValidString(r.Reason):
+		return control.Ban{}, &control.Error{Code: control.BadRequest, Text: fmt.Sprintf("the reason is not one line of %d bytes at most", maxReason)}
 	}
 	ban, err := c.dispatcher.Ban(context.WithoutCancel(ctx), ban) // an order stands, though its giver goes
 	if errors.Is(err, detector.ErrHeld) || errors.Is(err, detector.ErrWanted) {

@@ -135,6 +135,9 @@ func TestBansAreReal(t *testing.T) {
 		t.Error(err)
 	}
 	f.wantPings(t, false, "after a ban by hand")
+	if _, err := f.client.Ban(t.Context(), control.BanRequest{Source: bans[0].Source, Reason: "a\x1b[31m"}); err == nil || !strings.Contains(err.Error(), "one line") {
+		t.Errorf("a reason that colours the terminal: %v", err)
+	}
 	if _, err := f.client.Allow(t.Context(), control.AllowRequest{Prefix: bans[0].Source}); err != nil {
 		t.Error(err)
 	}
