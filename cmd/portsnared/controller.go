@@ -39,15 +39,25 @@ func (d *daemon) newController() *controller {
 
 var _ control.Daemon = (*controller)(nil)
 
-// serve answers the administrator's tool until ctx ends. Detection is worth
-// more than that: without the socket the daemon watches all the same.
-func (c *controller) serve(ctx context.Context, socket string) error {
-	l, err := control.Listen(socket)
-	if err == nil {
-		err = control.Serve(ctx, l, c)
+// listen makes the control socket, before anything runs that its making would
+// disturb. Detection is worth more than it: without, the daemon watches all the
+// same.
+func (d *daemon) listen() {
+	if !d.native || d.config.Control == conf.NoControl {
+		return
 	}
+	l, err := control.Listen(d.config.Control)
 	if err != nil {
-		c.log.WithError(err).Warn("the administrator's tool cannot reach this daemon")
+		d.log.WithError(err).Warn("the administrator's tool cannot reach this daemon")
+		return
+	}
+	d.orders = l
+}
+
+// serve answers the administrator's tool until ctx ends.
+func (c *controller) serve(ctx context.Context) error {
+	if err := control.Serve(ctx, c.orders, c); err != nil {
+		c.log.WithError(err).Warn("the administrator's tool cannot reach this daemon any longer")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -37,6 +38,7 @@ type daemon struct {
 	saver      banSaver              // of bans
 	state      *state.DB             // nil if nothing outlives the daemon
 	modules    []runningModule
+	orders     net.Listener // of the administrator's; nil if nobody can give any
 	engine     *detector.Engine
 	naming     *names.Stage // nil if sources get no names
 	dispatcher *outputs.Dispatcher
@@ -123,6 +125,7 @@ func newDaemon(p persona, cfg conf.Config) (_ *daemon, err error) {
 	}
 	d.naming = newNaming(cfg)
 	d.dispatcher = outputs.NewDispatcher(d.log, enforcement, d.naming, d.outputs.named)
+	d.listen()
 	return d, nil
 }
 
@@ -230,9 +233,9 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) error {
 			return nil
 		}
 	})
-	if d.native && d.config.Control != conf.NoControl {
-		controller, socket := d.newController(), d.config.Control
-		tasks.Go(func() error { return controller.serve(ctx, socket) })
+	if d.orders != nil {
+		controller := d.newController()
+		tasks.Go(func() error { return controller.serve(ctx) })
 	}
 	tasks.Go(func() error { return d.watchLosses(ctx) })
 	tasks.Go(func() error { return d.reloadOn(ctx, hangup) })
